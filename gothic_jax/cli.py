@@ -1,0 +1,55 @@
+"""What every command shares: one kind of user error, told in one line, and exit codes."""
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text is one line that names the cure."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose errors are UserErrors and whose --help shows defaults."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def command(program: str) -> Callable[[Callable[[Sequence[str]], int | None]], Callable[..., int]]:
+    """Makes an entry point of `main(argv)`: returns its exit code, 2 after a UserError.
+
+    A UserError becomes one line on stderr. Any other exception is our bug and keeps its
+    traceback.
+    """
+
+    def decorate(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def entry(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(sys.argv[1:] if argv is None else argv) or 0
+            except UserError as error:
+                print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                return 130
+            except BrokenPipeError:
+                # The reader of our output left (`| head`). Python would complain once more
+                # while it flushes stdout on the way out.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 141
+
+        return entry
+
+    return decorate

@@ -1,0 +1,151 @@
+"""Every setting of a training run, once, with its meaning and unit.
+
+`configs/*.py` start from `get_config()` and change what differs; `--config.NAME=VALUE` and the
+friendly flags of `gothic-train` change single settings on top.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from gothic_jax.cli import UserError
+from gothic_jax.model import ModelConfig
+
+
+def get_config() -> ConfigDict:
+    """The default run: 35.7M parameters, 6,000 iterations of 64 windows of 384 tokens."""
+    config = ConfigDict()
+
+    # Files. A bare text name is looked up in data_dir.
+    config.data_dir = "data/processed"
+    config.train_file = "mixed_train.txt"
+    config.val_file = "mixed_val.txt"
+    config.tokenizer = "data/tokenizer.json"
+    config.out_dir = "checkpoints"
+
+    # One iteration is one optimizer step, on gradient_accumulation_steps micro-batches of
+    # batch_size windows (over all devices together) of model.block_size tokens.
+    config.max_iters = 6000
+    config.batch_size = 16
+    config.gradient_accumulation_steps = 4
+    # Share of the windows that open with <|endoftext|> in place of their voice token, so that
+    # the model can also write in no voice in particular.
+    config.voice_dropout = 0.1
+
+    # AdamW: linear warmup to learning_rate, then cosine to min_lr_ratio of it at max_iters.
+    config.learning_rate = 3e-4
+    config.min_lr_ratio = 0.1
+    config.warmup_iters = 500
+    config.weight_decay = 0.1  # on matrices only
+    config.beta1 = 0.9
+    config.beta2 = 0.95
+    config.grad_clip = 1.0  # global norm
+
+    # Every eval_interval iterations: whole-file validation, a sample, a checkpoint.
+    config.eval_interval = 250
+    config.patience = 0  # stop after so many evaluations without a better one; 0: never
+    config.sample_tokens = 100  # length of TensorBoard's sample of each voice
+    config.log_interval = 10  # iterations between two points in TensorBoard, two plain lines
+
+    config.seed = 0
+    config.compute_dtype = "bfloat16"  # or float32; parameters, softmax and loss are float32
+    config.compile = True  # False: op by op, to debug
+
+    config.model = ConfigDict(dataclasses.asdict(ModelConfig()))
+    return config
+
+
+def load_config(path: str) -> ConfigDict:
+    """The settings of a config file (`FILE.py` with a `get_config()`); raises UserError."""
+    if not Path(path.partition(":")[0]).is_file():
+        raise UserError(f"--config={path}: there is no such file; the repository has configs/*.py")
+    try:
+        config = config_flags.ConfigFileFlagParser("config", lock_config=True).parse(path)
+    except (OSError, ImportError, SyntaxError, AttributeError, NameError) as error:
+        raise UserError(f"--config={path} cannot be loaded: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: its get_config() must return a ConfigDict")
+    return config
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """A copy of `config` with `--config.NAME=VALUE` arguments applied.
+
+    Raises UserError for an unknown or ill-typed setting, and for any other argument.
+    """
+    for argument in arguments:
+        if argument.startswith("-") and not argument.startswith("--config."):
+            raise UserError(f"unknown option {argument}; `gothic-train --help` lists the options")
+    known = flatten(config.to_dict())
+    for argument in arguments:
+        name = argument.removeprefix("--config.").partition("=")[0]
+        if name != argument and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            cure = f"did you mean {near[0]}?" if near else f"settings: {', '.join(known)}"
+            raise UserError(f"unknown setting {name}; {cure}")
+    result = ConfigDict(config.to_dict())
+    argv = ["gothic-train", *arguments]
+    flag_values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", result, flag_values=flag_values, sys_argv=argv)
+        rest = flag_values(argv)[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"ill-typed setting: {error}") from error
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; settings are --config.NAME=VALUE")
+    return flag_values["config"].value
+
+
+def model_config(config: ConfigDict) -> ModelConfig:
+    """The model's own part of the settings."""
+    return ModelConfig(**config.model.to_dict())
+
+
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings by dotted name: {"model": {"n_layer": 8}} as {"model.n_layer": 8}."""
+    flat = {}
+    for name, value in settings.items():
+        inner = flatten(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{leaf}".rstrip("."): leaf_value for leaf, leaf_value in inner.items()}
+    return flat
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """Settings that differ, by dotted name, as `old -> new`."""
+    before, after = flatten(old), flatten(new)
+    return {
+        name: f"{before.get(name)} -> {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError for the first setting whose value cannot work."""
+    positive = (
+        "max_iters batch_size gradient_accumulation_steps learning_rate grad_clip eval_interval "
+        "log_interval sample_tokens model.block_size model.vocab_size model.n_layer model.n_head "
+        "model.n_embd"
+    )
+    shares = "voice_dropout min_lr_ratio model.dropout"
+    flat = flatten(config.to_dict())
+    for name in positive.split():
+        if not flat[name] > 0:
+            raise UserError(f"{name} must be above 0, and is {flat[name]}")
+    for name in ("warmup_iters", "weight_decay", "patience", "seed"):
+        if flat[name] < 0:
+            raise UserError(f"{name} must not be below 0, and is {flat[name]}")
+    for name in ("beta1", "beta2", *shares.split()):
+        if not 0 <= flat[name] <= 1 or (flat[name] == 1 and name not in shares):
+            raise UserError(f"{name} must lie between 0 and 1, and is {flat[name]}")
+    if config.seed >= 2**32:
+        raise UserError(f"seed must be below 2**32, and is {config.seed}")
+    if config.compute_dtype not in ("bfloat16", "float32"):
+        raise UserError(f"compute_dtype must be bfloat16 or float32, not {config.compute_dtype}")
+    model_config(config).validate()

@@ -1,0 +1,140 @@
+"""Text -> token array, cached on disk -> Grain batches of windows."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import grain.python as grain
+import numpy as np
+from jaxtyping import Int, UInt16
+from tokenizers import Tokenizer
+
+from gothic_jax.cli import UserError
+from gothic_jax.files import sha256, write_atomically
+from gothic_jax.tokenizer import (
+    END_OF_TEXT,
+    fingerprint,
+    read_text,
+    special_tokens,
+    split_works,
+    voice_token,
+)
+
+
+class TokenText(NamedTuple):
+    """A text file as tokens: for each work its voice token, its text, `<|endoftext|>`."""
+
+    tokens: UInt16[np.ndarray, " n"]
+    openers: UInt16[np.ndarray, " n"]
+    """For each position, the token that opens a window which starts there: the voice token of
+    the work it lies in, or `<|endoftext|>` where it has none."""
+    end_of_text: int
+    sha256: str
+    """Of the text file."""
+
+
+def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
+    """The tokens of a text file, from the cache beside it where that is up to date.
+
+    Raises UserError where the file is missing, empty, not UTF-8, or opens a work with a voice
+    that the tokenizer does not know.
+    """
+    text = read_text(path)
+    text_hash = sha256(text.encode())
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    key = sha256(f"{text_hash} {fingerprint(tokenizer)}".encode())[:16]
+    cache = path.parent / ".tokens" / f"{path.stem}.{key}.npy"
+    tokens = _read_cache(cache)
+    if tokens is None:
+        tokens = _encode(path, text, tokenizer)
+        buffer = io.BytesIO()
+        np.save(buffer, tokens)
+        _write_cache(cache, buffer.getvalue())
+    return TokenText(tokens, _openers(tokens, tokenizer), end_of_text, text_hash)
+
+
+def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, " n"]:
+    if tokenizer.get_vocab_size() > 2**16:
+        raise UserError("the tokenizer has over 65,536 tokens; train one with a smaller vocabulary")
+    works = split_works(text)
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    specials = special_tokens(tokenizer)
+    encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
+    pieces = []
+    for work, encoding in zip(works, encodings, strict=True):
+        token = voice_token(work.voice)
+        if work.voice and token not in specials:
+            raise UserError(
+                f"{path} has works of voice {token}, which the tokenizer does not know; train it"
+                f" anew: `gothic-tokenize --files {path}`"
+            )
+        opening = [specials[token]] if work.voice else []
+        pieces.append(np.array([*opening, *encoding.ids, end_of_text], np.uint16))
+    return np.concatenate(pieces)
+
+
+def _read_cache(cache: Path) -> UInt16[np.ndarray, " n"] | None:
+    try:
+        tokens = np.load(cache, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None  # absent, or damaged: made anew
+    return tokens if tokens.dtype == np.uint16 and tokens.ndim == 1 else None
+
+
+def _write_cache(cache: Path, content: bytes) -> None:
+    try:
+        write_atomically(cache, content)
+    except UserError as error:
+        print(f"The tokens are not cached, and will be made anew each time: {error}")
+        return
+    stem = cache.name.split(".")[0]
+    for stale in cache.parent.glob(f"{stem}.*.npy"):
+        if stale != cache:
+            stale.unlink(missing_ok=True)
+
+
+def _openers(tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenizer) -> UInt16[np.ndarray, " n"]:
+    """The last special token at or before each position."""
+    specials = np.array(sorted(special_tokens(tokenizer).values()))
+    is_special = np.isin(tokens, specials)
+    latest = np.maximum.accumulate(np.where(is_special, np.arange(tokens.size), -1))
+    end_of_text = np.uint16(tokenizer.token_to_id(END_OF_TEXT))
+    return np.where(latest >= 0, tokens[latest], end_of_text)
+
+
+def training_batches(
+    text: TokenText, *, shape: tuple[int, ...], block_size: int, voice_dropout: float, seed: int
+) -> grain.MapDataset:
+    """An endless Grain dataset; element i is the batch of iteration i, [*shape, block_size + 1].
+
+    A window starts anywhere in the text with equal chance. Its first token is replaced by the
+    opener of that place, so that the model always knows whose words it continues; with
+    probability `voice_dropout` by `<|endoftext|>`, which stands for no voice in particular.
+    The same seed and index give the same batch, whatever came before.
+
+    Raises UserError where the text is shorter than one window.
+    """
+    starts = text.tokens.size - block_size
+    if starts < 1:
+        raise UserError(
+            f"the training text has {text.tokens.size:,} tokens, fewer than one window of"
+            f" {block_size} + 1; add text or lower --config.model.block_size"
+        )
+    offsets = np.arange(block_size + 1)
+
+    def crop(_: int, rng: np.random.Generator) -> Int[np.ndarray, "*shape time"]:
+        start = rng.integers(starts, size=shape)
+        windows = text.tokens[start[..., None] + offsets].astype(np.int32)
+        dropped = rng.random(shape) < voice_dropout
+        windows[..., 0] = np.where(dropped, text.end_of_text, text.openers[start])
+        return windows
+
+    return grain.MapDataset.range(2**31).seed(seed).random_map(crop)
+
+
+def batch_iterator(batches: grain.MapDataset, first: int) -> grain.DatasetIterator:
+    """Batches from index `first` on, made ahead of time in a thread."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    iterator = iter(batches.to_iter_dataset(options))
+    iterator.set_state({"next_index": first})
+    return iterator

@@ -1,0 +1,62 @@
+"""The devices of this machine: which to use, how fast they can be, how much memory they took."""
+
+import contextlib
+import resource
+from collections.abc import Iterator
+
+import jax
+
+from gothic_jax.cli import UserError
+
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165.2e12,
+    "RTX 4080 SUPER": 104.4e12,
+    "RTX 4080": 97.5e12,
+    "RTX 3090": 71e12,
+}
+"""Dense bf16 matrix peak with f32 sums, by a part of the device's name; NVIDIA's data sheets
+and architecture white papers. The longest name that fits counts."""
+
+
+def select_device(name: str) -> jax.Device:
+    """Makes `auto`, `cpu` or `cuda` the default device; raises UserError where it is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu or cuda, not {name}")
+    try:
+        device = jax.devices(None if name == "auto" else name)[0]
+    except RuntimeError as error:
+        raise UserError(
+            f'--device {name}: JAX finds none; install with `pip install "gothic-jax[cuda12]"` on'
+            " a machine with an NVIDIA GPU, or leave --device out"
+        ) from error
+    jax.config.update("jax_default_device", device)
+    return device
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """The device's bf16 peak in FLOP/s, or None where it is not known."""
+    fits = [name for name in PEAK_BF16_FLOPS if name in device.device_kind]
+    return PEAK_BF16_FLOPS[max(fits, key=len)] if fits else None
+
+
+def memory_peak(device: jax.Device) -> int:
+    """Peak bytes of the device's memory in use so far; on a CPU, of this process."""
+    statistics = device.memory_stats() if device.platform != "cpu" else None
+    if statistics and "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def out_of_memory_told(cure: str) -> Iterator[None]:
+    """Turns the runtime's out-of-memory error into a UserError that names the cure."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(f"the device is out of memory; {cure}") from error
+        raise

@@ -1,0 +1,343 @@
+"""The GPT: one definition of two standard architectures, for training and cached decoding.
+
+`architecture="gemma"` is Gemma 1 (arXiv 2403.08295, as in Transformers' `GemmaForCausalLM`):
+RMSNorm, rotary positions, gated GELU, embedding scaled by sqrt(n_embd), no biases.
+`architecture="gpt2"` is GPT-2 (as in `GPT2LMHeadModel` and nanoGPT): LayerNorm, learned
+positions, GELU, biases. Both are pre-norm decoders whose head is the token embedding.
+
+Activations are kept as [batch * time, n_embd] around matrix products: the gradient of a weight
+is then contracted over one axis, which XLA on a CPU runs 1.75 times faster than over two.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gothic_jax.attention import cached_attention, causal_attention
+from gothic_jax.cli import UserError
+
+ARCHITECTURES = ("gemma", "gpt2")
+
+Params = dict[Any, Any]
+"""The parameters as a plain nested dict of f32 arrays, as `nnx.to_pure_dict` gives it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. The defaults make 35.7M parameters."""
+
+    architecture: str = "gemma"
+    block_size: int = 384  # longest context, in tokens
+    vocab_size: int = 4096
+    n_layer: int = 8
+    n_head: int = 8
+    n_embd: int = 512
+    dropout: float = 0.1  # after the embedding, each attention and each MLP
+
+    def validate(self) -> None:
+        """Raises UserError where these numbers make no model."""
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(
+                f"model.architecture must be one of {', '.join(ARCHITECTURES)}, "
+                f"not {self.architecture!r}"
+            )
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"model.n_embd ({self.n_embd}) must be a multiple of model.n_head ({self.n_head})"
+            )
+        if self.architecture == "gemma" and (self.n_embd // self.n_head) % 2:
+            raise UserError("model.n_embd / model.n_head must be even for rotary positions")
+
+
+class KVCache(NamedTuple):
+    """The keys and values of one layer's past, position by position."""
+
+    keys: Float[Array, "batch head cache head_dim"]
+    values: Float[Array, "batch head cache head_dim"]
+
+
+Attend = Callable[[Array, Array, Array], tuple[Array, KVCache | None]]
+"""(query, key, value) -> (context, the layer's new cache); all [batch, time, head, head_dim]."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def embed(
+    table: Float[Array, "vocab embed"], tokens: Int[Array, " n"], dtype: Any
+) -> Float[Array, "n embed"]:
+    """Rows of `table`, in `dtype`. Its gradient is a matrix product instead of a scatter.
+
+    XLA on a GPU turns a scatter-add with repeated rows into serial atomic updates.
+    """
+    return table[tokens].astype(dtype)
+
+
+def _embed_forward(
+    table: Float[Array, "vocab embed"], tokens: Int[Array, " n"], dtype: Any
+) -> tuple[Float[Array, "n embed"], tuple[Array, int]]:
+    return embed(table, tokens, dtype), (tokens, table.shape[0])
+
+
+def _embed_backward(
+    dtype: Any, saved: tuple[Array, int], gradient: Float[Array, "n embed"]
+) -> tuple[Float[Array, "vocab embed"], None]:
+    tokens, vocab_size = saved
+    one_hot = jax.nn.one_hot(tokens, vocab_size, dtype=dtype)
+    return jnp.einsum("nv,ne->ve", one_hot, gradient, preferred_element_type=jnp.float32), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+def rotate(
+    x: Float[Array, "batch time head head_dim"], positions: Int[Array, " time"]
+) -> Float[Array, "batch time head head_dim"]:
+    """Rotary position embedding (arXiv 2104.09864), halves paired, base 10,000."""
+    half = x.shape[-1] // 2
+    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[:, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def _linear(
+    in_features: int, out_features: int, config: ModelConfig, dtype: Any, rngs: nnx.Rngs, std: float
+) -> nnx.Linear:
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=config.architecture == "gpt2",
+        kernel_init=nnx.initializers.normal(std),
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
+    )
+
+
+def _norm(config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    if config.architecture == "gemma":
+        return nnx.RMSNorm(config.n_embd, epsilon=1e-6, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(
+        config.n_embd, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs
+    )
+
+
+INIT_STD = 0.02
+"""Standard deviation of initial weights, as in GPT-2 and Gemma."""
+
+
+def _residual_std(config: ModelConfig) -> float:
+    """GPT-2 scales what is added to the residual stream by 1/sqrt(number of additions)."""
+    return INIT_STD / math.sqrt(2 * config.n_layer)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; `attend` says what a query may see."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+        width = config.n_embd
+        self.n_head = config.n_head
+        self.rotary = config.architecture == "gemma"
+        self.qkv = _linear(width, 3 * width, config, dtype, rngs, INIT_STD)
+        self.out = _linear(width, width, config, dtype, rngs, _residual_std(config))
+
+    def __call__(
+        self, x: Float[Array, "n embed"], positions: Int[Array, " time"], attend: Attend
+    ) -> tuple[Float[Array, "n embed"], KVCache | None]:
+        """The attention's output for each token, and the layer's new cache if there is one."""
+        heads = self.qkv(x).reshape(-1, positions.size, 3, self.n_head, x.shape[1] // self.n_head)
+        query, key, value = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
+        if self.rotary:
+            query, key = rotate(query, positions), rotate(key, positions)
+        context, cache = attend(query, key, value)
+        return self.out(context.reshape(x.shape)), cache
+
+
+class MLP(nnx.Module):
+    """Four times as wide inside; GELU, gated for Gemma (GEGLU, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+        width = config.n_embd
+        self.gated = config.architecture == "gemma"
+        inner = 4 * width * (2 if self.gated else 1)
+        self.up = _linear(width, inner, config, dtype, rngs, INIT_STD)
+        self.down = _linear(4 * width, width, config, dtype, rngs, _residual_std(config))
+
+    def __call__(self, x: Float[Array, "n embed"]) -> Float[Array, "n embed"]:
+        """The MLP's output for each token."""
+        hidden = self.up(x)
+        if self.gated:
+            gate, hidden = jnp.split(hidden, 2, axis=-1)
+            hidden = nnx.gelu(gate, approximate=True) * hidden
+        else:
+            hidden = nnx.gelu(hidden, approximate=True)
+        return self.down(hidden)
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to its input."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.attention_norm = _norm(config, dtype, rngs)
+        self.attention = Attention(config, dtype, rngs)
+        self.mlp_norm = _norm(config, dtype, rngs)
+        self.mlp = MLP(config, dtype, rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self,
+        x: Float[Array, "n embed"],
+        positions: Int[Array, " time"],
+        attend: Attend,
+        dropout_key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "n embed"], KVCache | None]:
+        """The residual stream after this block, and the layer's new cache if there is one."""
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        attended, cache = self.attention(self.attention_norm(x), positions, attend)
+        x = x + self._drop(attended, keys[0])
+        x = x + self._drop(self.mlp(self.mlp_norm(x)), keys[1])
+        return x, cache
+
+    def _drop(self, x: Array, key: PRNGKeyArray | None) -> Array:
+        return self.dropout(x, deterministic=key is None, rngs=key)
+
+
+class GPT(nnx.Module):
+    """A decoder-only language model. Parameters are f32; `dtype` is what it computes in."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.dtype = dtype
+        normal = nnx.initializers.normal(INIT_STD)
+        self.token_embedding = nnx.Param(
+            normal(rngs.params(), (config.vocab_size, config.n_embd), jnp.float32)
+        )
+        if config.architecture == "gpt2":
+            self.position_embedding = nnx.Param(
+                normal(rngs.params(), (config.block_size, config.n_embd), jnp.float32)
+            )
+        self.blocks = nnx.List([Block(config, dtype, rngs) for _ in range(config.n_layer)])
+        self.final_norm = _norm(config, dtype, rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        *,
+        attention: str = "xla",
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "batch time vocab"]:
+        """Logits (f32) of the token after each one. Without `dropout_key` nothing is dropped.
+
+        `attention` is what `attention.choose` gave: "cudnn" or "xla".
+        """
+        batch, time = tokens.shape
+        x = self._embed(tokens)
+        if self.config.architecture == "gpt2":
+            positions = self.position_embedding[:time].astype(self.dtype)
+            x = (x.reshape(batch, time, -1) + positions).reshape(x.shape)
+        key = dropout_key
+        if key is not None:
+            x = self.dropout(x, rngs=jax.random.fold_in(key, self.config.n_layer))
+
+        def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
+            return causal_attention(query, key, value, implementation=attention), None
+
+        for layer, block in enumerate(self.blocks):
+            block_key = None if key is None else jax.random.fold_in(key, layer)
+            x, _ = block(x, jnp.arange(time), attend, block_key)
+        return self.logits(self.final_norm(x)).reshape(batch, time, -1)
+
+    def extend(
+        self, tokens: Int[Array, "batch time"], caches: list[KVCache], start: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "batch time embed"], list[KVCache]]:
+        """Final hidden states of tokens at positions start, start + 1, ..., and the new caches.
+
+        The caches hold the positions before `start`; what they hold after is overwritten.
+        """
+        batch, time = tokens.shape
+        positions = start + jnp.arange(time)
+        x = self._embed(tokens)
+        if self.config.architecture == "gpt2":
+            learned = jnp.take(self.position_embedding[...], positions, axis=0, mode="clip")
+            x = (x.reshape(batch, time, -1) + learned.astype(self.dtype)).reshape(x.shape)
+        new_caches = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+
+            def attend(
+                query: Array, key: Array, value: Array, cache: KVCache = cache
+            ) -> tuple[Array, KVCache]:
+                context, keys, values = cached_attention(
+                    query, key, value, cache.keys, cache.values, start
+                )
+                return context, KVCache(keys, values)
+
+            x, new_cache = block(x, positions, attend, None)
+            new_caches.append(new_cache)
+        return self.final_norm(x).reshape(batch, time, -1), new_caches
+
+    def logits(self, hidden: Float[Array, "n embed"]) -> Float[Array, "n vocab"]:
+        """The head: the token embedding, transposed; summed and returned in f32."""
+        table = self.token_embedding[...].astype(self.dtype)
+        return jnp.einsum("ne,ve->nv", hidden, table, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens: Int[Array, "batch time"]) -> Float[Array, "n embed"]:
+        x = embed(self.token_embedding[...], tokens.reshape(-1), self.dtype)
+        if self.config.architecture == "gemma":
+            x = x * jnp.asarray(math.sqrt(self.config.n_embd), self.dtype)
+        return x
+
+
+def empty_caches(config: ModelConfig, batch: int, length: int, dtype: Any) -> list[KVCache]:
+    """A cache of `length` positions for each layer, with nothing in it yet."""
+    shape = (batch, config.n_head, length, config.n_embd // config.n_head)
+    return [
+        KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.n_layer)
+    ]
+
+
+def graph(config: ModelConfig, dtype: Any) -> "nnx.GraphDef[GPT]":
+    """The model less its parameters, for `nnx.merge(graph, params)`; computes nothing."""
+    model = nnx.eval_shape(lambda: GPT(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.split(model)[0]
+
+
+def init_params(config: ModelConfig, seed: int) -> Params:
+    """New parameters, drawn from `seed`."""
+
+    @jax.jit
+    def initialise() -> Params:
+        model = GPT(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    return initialise()
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """The shapes and types of `init_params`, without their values."""
+    return jax.eval_shape(functools.partial(init_params, config, 0))
+
+
+def parameter_count(params: Params) -> int:
+    """Number of parameters; the tied head counts once."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def flops_per_token(config: ModelConfig, params: Params) -> float:
+    """Floating-point operations of a training step per token: 6 N + 12 L d T.
+
+    PaLM's formula (arXiv 2204.02311, appendix B), which counts causal attention in full; N
+    leaves out learned positions, which are not multiplied, and counts the tied head once.
+    """
+    n = parameter_count(params)
+    if config.architecture == "gpt2":
+        n -= config.block_size * config.n_embd
+    return 6 * n + 12 * config.n_layer * config.n_embd * config.block_size

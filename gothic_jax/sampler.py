@@ -1,0 +1,223 @@
+"""Writing with a KV cache: jitted prefill and decoding, and the filters of the next token."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from gothic_jax.cli import UserError
+from gothic_jax.model import GPT, KVCache, ModelConfig, Params, empty_caches, graph
+
+PREFILL_CHUNK = 64
+"""Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
+DECODE_CHUNK = 16
+"""Tokens written a call: few enough to read along, enough to hide the calls' own cost."""
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn."""
+
+    temperature: float = 0.8
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 40
+    """Only the k likeliest tokens are drawn; 0 draws from all."""
+    top_p: float = 0.9
+    """Of these, only the fewest whose probabilities reach p together; 1 keeps all."""
+
+    def validate(self) -> None:
+        """Raises UserError where a number is out of its range."""
+        if not self.temperature >= 0 or self.temperature == float("inf"):
+            raise UserError(f"temperature must be 0 or above, not {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top-k must be 0 (off) or above, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+
+
+class _Filter(NamedTuple):
+    """`Sampling` as arrays, so that other numbers need no new program."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+
+
+def filter_logits(
+    logits: Float[Array, "batch candidate"],
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+) -> Float[Array, "batch candidate"]:
+    """Tempered logits, -inf where top-k or top-p leaves a token out.
+
+    The candidates stand in falling order. The order of the filters is that of Transformers:
+    temperature, top-k, then top-p, which keeps the token that crosses p (arXiv 1904.09751).
+    """
+    tempered = logits / jnp.maximum(temperature, 1e-6)
+    rank = jnp.arange(logits.shape[-1])
+    tempered = jnp.where(rank < top_k, tempered, -jnp.inf)
+    probabilities = jax.nn.softmax(tempered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    keep: Bool[Array, "batch candidate"] = (before < top_p) | (rank == 0)
+    return jnp.where(keep, tempered, -jnp.inf)
+
+
+def draw(
+    logits: Float[Array, "batch vocab"],
+    keys: PRNGKeyArray,
+    settings: _Filter,
+    candidates: int,
+) -> Int[Array, " batch"]:
+    """One token a row, drawn with that row's key from its `candidates` likeliest."""
+    top, indices = jax.lax.top_k(logits, candidates)
+    filtered = filter_logits(top, *settings)
+    choice = jax.vmap(jax.random.categorical)(keys, filtered)
+    choice = jnp.where(settings.temperature == 0, 0, choice)
+    return jnp.take_along_axis(indices, choice[:, None], axis=1)[:, 0]
+
+
+def _candidates(top_k: int, vocab_size: int) -> int:
+    """The least power of two that holds top_k, from 64 on; the whole vocabulary where it is off.
+
+    Only this number is compiled in, so that few values of top-k need a new program.
+    """
+    if not 0 < top_k < vocab_size:
+        return vocab_size
+    return min(max(64, 1 << (top_k - 1).bit_length()), vocab_size)
+
+
+class Sampler:
+    """A model ready to write. Its programs are compiled at first use and then kept."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any) -> None:
+        self.config = config
+        self._dtype = dtype
+        self._graph: nnx.GraphDef[GPT] = graph(config, dtype)
+        # Room for the padding of the last prompt chunk, and for a chunk that runs over the end.
+        self._cache_length = -(-config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK + DECODE_CHUNK
+        self._prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
+        self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))
+
+    def _prefill_chunk(
+        self,
+        params: Params,
+        caches: list[KVCache],
+        tokens: Int[Array, "batch chunk"],
+        start: Int[Array, ""],
+    ) -> list[KVCache]:
+        return nnx.merge(self._graph, params).extend(tokens, caches, start)[1]
+
+    def _decode_chunk(
+        self,
+        params: Params,
+        caches: list[KVCache],
+        token: Int[Array, " batch"],
+        start: Int[Array, ""],
+        written: Int[Array, ""],
+        keys_and_settings: tuple[PRNGKeyArray, _Filter],
+        candidates: int,
+    ) -> tuple[list[KVCache], Int[Array, " batch"], Int[Array, "batch chunk"]]:
+        model = nnx.merge(self._graph, params)
+        keys, settings = keys_and_settings
+
+        def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Array]:
+            caches, token = carry
+            hidden, caches = model.extend(token[:, None], caches, start + i)
+            logits = model.logits(hidden[:, 0])
+            step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, written + i)
+            token = draw(logits, step_keys, settings, candidates)
+            return (caches, token), token
+
+        (caches, token), tokens = jax.lax.scan(step, (caches, token), jnp.arange(DECODE_CHUNK))
+        return caches, token, tokens.T
+
+    def stream(
+        self,
+        params: Params,
+        prompt: Int[np.ndarray, "batch time"],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> Iterator[Int[np.ndarray, "batch chunk"]]:
+        """Yields what is written, some tokens at a time, `max_tokens` a row in all.
+
+        Each row goes on from its own prompt; all are of one length. The first token of a
+        prompt is its opener. Row i of a seed draws the same numbers however many rows there
+        are. A prompt longer than the block keeps its opener and its last tokens. Past the
+        block a window slides: the opener and the last half block are read anew.
+        """
+        sampling.validate()
+        block = self.config.block_size
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+            jax.random.key(seed), jnp.arange(len(prompt))
+        )
+        settings = _Filter(
+            jnp.float32(sampling.temperature),
+            jnp.int32(sampling.top_k or self.config.vocab_size),
+            jnp.float32(sampling.top_p),
+        )
+        candidates = _candidates(sampling.top_k, self.config.vocab_size)
+        context = keep_window(prompt, block)
+        written = 0
+        while written < max_tokens:
+            caches, position = self._read(params, context)
+            token = jnp.asarray(context[:, -1])
+            pieces: list[np.ndarray] = []
+            budget = min(block - position, max_tokens - written)
+            unread = None
+            for done in range(0, budget, DECODE_CHUNK):
+                caches, token, chunk = self._decode(
+                    params,
+                    caches,
+                    token,
+                    jnp.int32(position + done),
+                    jnp.int32(written + done),
+                    (keys, settings),
+                    candidates,
+                )
+                # The device already works on this chunk while the one before it is read.
+                if unread is not None:
+                    pieces.append(np.asarray(unread))
+                    yield pieces[-1]
+                unread = chunk
+            last = budget - sum(piece.shape[1] for piece in pieces)
+            pieces.append(np.asarray(unread)[:, :last])
+            yield pieces[-1]
+            written += budget
+            tail = np.concatenate([context, *pieces], axis=1)
+            context = keep_window(tail, max(block // 2, 1))
+
+    def _read(
+        self, params: Params, context: Int[np.ndarray, "batch time"]
+    ) -> tuple[list[KVCache], int]:
+        """Caches that hold all of the context but its last token, and how many that are."""
+        batch, length = context.shape
+        caches = empty_caches(self.config, batch, self._cache_length, self._dtype)
+        padded = -(-(length - 1) // PREFILL_CHUNK) * PREFILL_CHUNK
+        tokens = np.zeros((batch, padded), np.int32)
+        tokens[:, : length - 1] = context[:, :-1]
+        for start in range(0, padded, PREFILL_CHUNK):
+            chunk = jnp.asarray(tokens[:, start : start + PREFILL_CHUNK])
+            caches = self._prefill(params, caches, chunk, jnp.int32(start))
+        return caches, length - 1
+
+
+def keep_window(
+    tokens: Int[np.ndarray, "batch time"], length: int
+) -> Int[np.ndarray, "batch kept"]:
+    """The opener and the last tokens, `length` in all at most."""
+    if tokens.shape[1] <= length:
+        return tokens
+    return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
+
+
+@functools.cache
+def decoding_dtype(platform: str) -> Any:
+    """bf16, but f32 on a CPU: matrix-vector products in bf16 are several times slower there."""
+    return jnp.float32 if platform == "cpu" else jnp.bfloat16

@@ -1,0 +1,235 @@
+"""gothic-tokenize: byte-level BPE over texts whose works are opened by voice tokens.
+
+A text file is a row of works. Each opens with a line `<|voice|>` and closes with a line
+`<|endoftext|>`; a file without such lines is one work of no voice.
+"""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.files import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+_MARKER = re.compile(r"<\|([a-z0-9][a-z0-9_-]*)\|>")
+_MARKER_LINE = re.compile(rf"^{_MARKER.pattern}$", re.MULTILINE)
+
+
+class Work(NamedTuple):
+    """A work of a text file: its voice ("" where the file names none) and its text."""
+
+    voice: str
+    text: str
+
+
+def voice_token(voice: str) -> str:
+    """The special token of a voice."""
+    return f"<|{voice}|>"
+
+
+def read_text(path: Path) -> str:
+    """The file's text with \\n line ends; raises UserError where it is missing or not text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; `gothic-data` makes the texts") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start}); `gothic-data --add NAME=GLOB` converts"
+            " texts"
+        ) from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise UserError(f"{path} is empty; `gothic-data` makes the texts")
+    return text
+
+
+def split_works(text: str) -> list[Work]:
+    """The works of a text, in order; text before the first marker is a work of no voice."""
+    works = []
+    voice, start = "", 0
+
+    def close(end: int) -> None:
+        body = text[start:end].strip("\n")
+        if body.strip():
+            works.append(Work(voice, body))
+
+    for marker in _MARKER_LINE.finditer(text):
+        close(marker.start())
+        voice, start = ("" if marker[0] == END_OF_TEXT else marker[1]), marker.end()
+    close(len(text))
+    return works
+
+
+def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens, specials and bytes included."""
+    specials = [END_OF_TEXT, *sorted({voice_token(work.voice) for work in works if work.voice})]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(specials) + len(alphabet)
+    if vocab_size < smallest:
+        raise UserError(
+            f"--vocab-size {vocab_size} is too small: {smallest} tokens are needed for the 256"
+            f" bytes and {len(specials)} special tokens"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in specials],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    paragraphs = (paragraph for work in works for paragraph in work.text.splitlines(keepends=True))
+    tokenizer.train_from_iterator(paragraphs, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a file; raises UserError where it is missing or cannot serve here."""
+    try:
+        return parse_tokenizer(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; `gothic-tokenize` makes it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); `gothic-tokenize` makes it") from error
+
+
+def parse_tokenizer(json: str, source: str) -> Tokenizer:
+    """The tokenizer of a JSON text from `source`; raises UserError where it cannot serve here."""
+    try:
+        tokenizer = Tokenizer.from_str(json)
+    # The library raises bare Exception, and a PanicException that is no Exception at all.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise UserError(
+            f"{source} is no tokenizer ({error}); `gothic-tokenize` makes one"
+        ) from error
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise UserError(
+            f"{source} has no {END_OF_TEXT} token; `gothic-tokenize` makes one that has"
+        )
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise UserError(f"{source} has gaps in its token ids; `gothic-tokenize` makes a sound one")
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    if not alphabet <= vocabulary.keys():
+        raise UserError(f"{source} is not byte-level; `gothic-tokenize` makes one that is")
+    return tokenizer
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 of the tokenizer's canonical JSON, in hex."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the special tokens, by their text."""
+    return {
+        token.content: index
+        for index, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special
+    }
+
+
+def voices(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the voice tokens, by the voice's name, in the order of the ids."""
+    return {
+        match[1]: index
+        for token, index in sorted(special_tokens(tokenizer).items(), key=lambda item: item[1])
+        if token != END_OF_TEXT and (match := _MARKER.fullmatch(token))
+    }
+
+
+def _byte_of_character() -> dict[str, int]:
+    """What byte each character of the byte-level alphabet stands for.
+
+    GPT-2's table: printable Latin-1 characters stand for themselves, the other bytes, in
+    order, for the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + rank): byte for rank, byte in enumerate(hidden)
+    }
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes that each token stands for, by id; none for special tokens."""
+    table = _byte_of_character()
+    specials = set(special_tokens(tokenizer).values())
+    result = [b""] * tokenizer.get_vocab_size()
+    for token, index in tokenizer.get_vocab().items():
+        if index not in specials:
+            result[index] = bytes(table[character] for character in token)
+    return result
+
+
+def find_text(name: str, data_dir: Path) -> Path:
+    """The path of a text: a bare file name is looked up in `data_dir`."""
+    path = Path(name)
+    return data_dir / path if path.parent == Path() and not path.exists() else path
+
+
+def _statistics(tokenizer: Tokenizer, works: Sequence[Work]) -> Iterator[str]:
+    encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
+    n_tokens = sum(len(encoding) for encoding in encodings)
+    n_bytes = sum(len(work.text.encode()) for work in works)
+    yield f"{n_bytes:,} bytes of text are {n_tokens:,} tokens: {n_bytes / n_tokens:.3f} bytes a token"
+    longest = sorted(token_bytes(tokenizer), key=len, reverse=True)[:8]
+    shown = ", ".join(repr(token.decode("utf-8", "replace")) for token in longest)
+    yield f"longest tokens: {shown}"
+    names: Iterable[str] = special_tokens(tokenizer)
+    yield f"special tokens: {' '.join(names)}"
+
+
+@command("gothic-tokenize")
+def main(argv: Sequence[str]) -> None:
+    """Trains a tokenizer on text files."""
+    parser = ArgumentParser(
+        prog="gothic-tokenize", description="Train a byte-level BPE tokenizer on text files."
+    )
+    parser.add_argument(
+        "--files",
+        nargs="+",
+        default=["mixed_train.txt"],
+        help="training texts; a bare name is looked up in data/processed",
+    )
+    parser.add_argument("--vocab-size", type=int, default=4096, help="number of tokens")
+    parser.add_argument("--output", default="data/tokenizer.json", help="where to write it")
+    parser.add_argument(
+        "--min-frequency", type=int, default=2, help="a pair seen less often is not merged"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.min_frequency < 1:
+        raise UserError(f"--min-frequency must be at least 1, not {arguments.min_frequency}")
+
+    paths = [find_text(name, Path("data/processed")) for name in arguments.files]
+    works = [work for path in paths for work in split_works(read_text(path))]
+    if not works:
+        raise UserError(f"{paths[0]} holds no text between its markers; `gothic-data` makes texts")
+    tokenizer = train_tokenizer(works, arguments.vocab_size, arguments.min_frequency)
+    output = Path(arguments.output)
+    write_atomically(output, tokenizer.to_str(pretty=True).encode())
+    print(f"{output}: {tokenizer.get_vocab_size():,} tokens")
+    for line in _statistics(tokenizer, works):
+        print(line)
+    if tokenizer.get_vocab_size() < arguments.vocab_size:
+        print(
+            f"The texts have no more pairs seen {arguments.min_frequency} times. Train with"
+            f" --config.model.vocab_size={tokenizer.get_vocab_size()}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

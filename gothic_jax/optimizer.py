@@ -42,6 +42,11 @@ def make_optimizer(config: ConfigDict) -> optax.MultiSteps:
     return optax.MultiSteps(inner, every_k_schedule=config.gradient_accumulation_steps)
 
 
+def init_optimizer(optimizer: optax.MultiSteps, params: Params) -> optax.MultiStepsState:
+    """The state before the first iteration, as `apply_mean_gradient` keeps it."""
+    return optimizer.init(params)._replace(acc_grads=())
+
+
 def apply_mean_gradient(
     optimizer: optax.MultiSteps,
     micro_steps: int,
@@ -53,8 +58,9 @@ def apply_mean_gradient(
 
     MultiSteps would run AdamW after every micro-batch and throw all but the last away. So the
     caller takes the mean, and MultiSteps is handed it as what it had gathered before its last
-    micro-step, and as that step's gradient: the mean of the two is the mean itself.
+    micro-step, and as that step's gradient: the mean of the two is the mean itself. Between
+    iterations there is nothing gathered, and no room is kept for it.
     """
     last = state._replace(mini_step=jnp.asarray(micro_steps - 1, jnp.int32), acc_grads=gradient)
     updates, state = optimizer.update(gradient, last, params)
-    return optax.apply_updates(params, updates), state
+    return optax.apply_updates(params, updates), state._replace(acc_grads=())

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gothic_jax.cli import UserError
 from gothic_jax.model import GPT, KVCache, ModelConfig, Params, empty_caches, graph
@@ -69,7 +69,7 @@ def filter_logits(
 
 def draw(
     logits: Float[Array, "batch vocab"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, " batch"],
     settings: _Filter,
     candidates: int,
 ) -> Int[Array, " batch"]:
@@ -119,7 +119,7 @@ class Sampler:
         token: Int[Array, " batch"],
         start: Int[Array, ""],
         written: Int[Array, ""],
-        keys_and_settings: tuple[PRNGKeyArray, _Filter],
+        keys_and_settings: tuple[Key[Array, " batch"], _Filter],
         candidates: int,
     ) -> tuple[list[KVCache], Int[Array, " batch"], Int[Array, "batch chunk"]]:
         model = nnx.merge(self._graph, params)

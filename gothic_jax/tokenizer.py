@@ -116,7 +116,7 @@ def parse_tokenizer(json: str, source: str) -> Tokenizer:
             f"{source} is no tokenizer ({error}); `gothic-tokenize` makes one"
         ) from error
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
+    if END_OF_TEXT not in special_tokens(tokenizer):
         raise UserError(
             f"{source} has no {END_OF_TEXT} token; `gothic-tokenize` makes one that has"
         )
@@ -185,7 +185,7 @@ def _statistics(tokenizer: Tokenizer, works: Sequence[Work]) -> Iterator[str]:
     encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
     n_tokens = sum(len(encoding) for encoding in encodings)
     n_bytes = sum(len(work.text.encode()) for work in works)
-    yield f"{n_bytes:,} bytes of text are {n_tokens:,} tokens: {n_bytes / n_tokens:.3f} bytes a token"
+    yield f"{n_bytes:,} bytes are {n_tokens:,} tokens: {n_bytes / n_tokens:.3f} bytes a token"
     longest = sorted(token_bytes(tokenizer), key=len, reverse=True)[:8]
     shown = ", ".join(repr(token.decode("utf-8", "replace")) for token in longest)
     yield f"longest tokens: {shown}"

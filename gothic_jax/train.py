@@ -45,7 +45,12 @@ from gothic_jax.model import (
     init_params,
     parameter_count,
 )
-from gothic_jax.optimizer import apply_mean_gradient, learning_rate_schedule, make_optimizer
+from gothic_jax.optimizer import (
+    apply_mean_gradient,
+    init_optimizer,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from gothic_jax.sampler import Sampler, Sampling, decoding_dtype
 from gothic_jax.tokenizer import (
     END_OF_TEXT,
@@ -109,7 +114,7 @@ def make_train_step(config: ConfigDict, attention: str) -> TrainStep:
         )
         metrics = {
             "loss": mean_loss,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": schedule(iteration),
         }
         return TrainState(params, optimizer_state), metrics
@@ -200,7 +205,9 @@ class Run:
             params = init_params(self.shape, config.seed)
         else:
             params = checkpoint.load_params(start, self.shape, self.everywhere)
-        self.state = jax.device_put(TrainState(params, optimizer.init(params)), self.everywhere)
+        self.state = jax.device_put(
+            TrainState(params, init_optimizer(optimizer, params)), self.everywhere
+        )
         if start is not None and resume:
             old = checkpoint.load_meta(start)
             refuse_other_run(old, self.meta, start)
@@ -299,7 +306,7 @@ class Run:
                     self.config,
                     first=self.meta.iteration,
                     tokens_per_iteration=self.tokens_per_iteration,
-                    flops_per_iteration=flops,
+                    flops_per_iteration=float(flops),
                     bytes_per_token=float(bytes_per_token),
                 )
             )

@@ -1,0 +1,393 @@
+"""From the bytes of a text file to clean text in one typography. No input or output here.
+
+The clean form is the same for every voice, so that a model cannot tell the voices apart by
+the habits of their printers:
+
+* one paragraph per line, one blank line between paragraphs; verse keeps its line ends, but not
+  its indents;
+* straight ASCII quotes, and double quotes around speech: the printers of the two authors
+  disagree about both, and straight quotes are what a reader types at a prompt;
+* an em dash without spaces for every dash, three dots for an ellipsis;
+* no marks of emphasis, no notes and no page furniture. Accents stay: they belong to the words.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+# A line longer than this was not wrapped by hand or by a formatter.
+MAX_WRAP = 100
+# No text is taken to be wrapped at fewer columns, or short verse would look like wrapped prose.
+MIN_WRAP = 60
+
+# A block is centred where all of its lines are indented by so much.
+CENTRED = 8
+
+MARKER_SEPARATOR = "|"
+
+_MONTH = (
+    r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+)
+
+_GUTENBERG_START = re.compile(
+    r"^\s*(?:\*{3}\s*START OF (?:THE|THIS) PROJECT GUTENBERG.*"
+    r"|\*END\*\s*THE SMALL PRINT.*\*END\*.*)$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_GUTENBERG_END = re.compile(
+    r"^\s*(?:\*{3}\s*END OF (?:THE|THIS) PROJECT GUTENBERG"
+    r"|END OF (?:THE |THIS )?PROJECT GUTENBERG)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_CREDITS = re.compile(
+    r"(?:Produced by|Transcribed from|This e-?text was (?:prepared|produced)|E-?text prepared by"
+    r"|HTML version by|\[?Transcriber.?s? note)",
+    re.IGNORECASE,
+)
+_CONTENTS = re.compile(
+    r"\W*(?:(?:TABLE OF )?CONTENTS|(?:LIST OF )?ILLUSTRATIONS)\W*", re.IGNORECASE
+)
+_PAGE_NUMBER = re.compile(r"[\s.]*\b\d+$")
+
+# Notes within a line: pictures, footnotes and their marks, Greek that a transcriber left out.
+_INLINE_NOTES = re.compile(
+    r"\[(?:Illustration|Picture|Footnote|Sidenote|Greek|Device|Decoration|Transcriber)[^\]]{0,2000}\]"
+    r"|\{\d+[a-z]?\}"
+    r"|\[\d+\]"
+    r"|\[ \]",
+    re.IGNORECASE,
+)
+_FOOTNOTE_BLOCK = re.compile(r"(?:\[\d+\]|\{\d+[a-z]?\}):?\s")
+_EDITORS_NOTE = re.compile(r"\[?Note\.(?:--|—)")
+# Where and when a piece was first printed, as a block of its own: "(Punch, May 1, 1885.)".
+_PROVENANCE = re.compile(
+    r"\((?=[^()]*\b1[89]\d\d\b)[^()]{1,120}\)"
+    rf"|(?:Written on|(?:First p|P)ublished(?: in)?) (?:{_MONTH}\b)[^\n]{{1,100}}"
+)
+_PROVENANCE_IN_HEADING = re.compile(rf"\s*\((?=[^()]*\b{_MONTH}\b)[^()]{{1,80}}\b1[89]\d\d\.?\)$")
+# The capitals after a large initial: "IT was the night", "A YEAR ago", "WITH Syrian oils".
+_DROP_CAP = re.compile(r"(?:A )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z])")
+
+_DOUBLE_QUOTES = "“”„‟«»″"  # fmt: skip
+_SINGLE_QUOTES = "‘’‚‛′`´"  # noqa: RUF001 - these are the characters that we replace
+_CONTROLS = (chr(c) for c in (*range(10), *range(11, 32), 127))
+_CHARACTERS = str.maketrans(
+    dict.fromkeys(_CONTROLS, "")
+    | dict.fromkeys(_DOUBLE_QUOTES, '"')
+    | dict.fromkeys(_SINGLE_QUOTES, "'")
+    | {"―": "—", "‒": "-", "–": "-", "‐": "-", "‑": "-", "−": "-"}  # noqa: RUF001
+    | {"…": "...", "\u00a0": " ", "\u00ad": "", "\u200b": "", "\ufeff": "", "\t": " "}
+)
+
+# What may follow an apostrophe that opens a word: 'tis, 'em, the '80s.
+_ELISION = re.compile(
+    r"t(?:is|was|were|will|would|wixt|ween|il|ill|other)?|mid(?:st)?|mongst|gainst|neath|gan|gins"
+    r"|phone|ere|er|em|im|un|u?[dl]l?|s|ave|arf|ome|ope|round|bout|cause|cept|way|nuff|nough|most"
+    r"|es|n|(?:eigh|nine|six|seven)ties|\d\ds?",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[\w']+")
+
+
+def clean(raw: bytes, begin: str = "", end: str = "") -> str:
+    """The text of a work: decoded, without its furniture, in the one typography.
+
+    `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError where the
+    bytes are no text or a marker is not found.
+    """
+    text = strip_gutenberg(unify_line_ends(decode(raw)))
+    lines = drop_contents(keep_ranges(text.split("\n"), begin, end))
+    blocks = [block for block in split_blocks(lines) if not _is_furniture(block)]
+    paragraphs = [_strip_notes(p) for p in _unwrap_all(blocks)]
+    return _join(_without_half_titles([_tidy(p) for p in paragraphs]))
+
+
+def clean_plain(raw: bytes) -> str:
+    """The text of a file of one's own, in the one typography: only Gutenberg's pages are dropped.
+
+    Raises ValueError where the bytes are no text.
+    """
+    text = strip_gutenberg(unify_line_ends(decode(raw)))
+    return _join([_tidy(p) for p in _unwrap_all(split_blocks(text.split("\n")))])
+
+
+def _unwrap_all(blocks: Sequence[Sequence[str]]) -> list[str]:
+    width = wrap_width([line for block in blocks for line in block])
+    return [unwrap(block, width) for block in blocks]
+
+
+def _join(paragraphs: Sequence[str]) -> str:
+    return "\n\n".join(double_quotes([p for p in paragraphs if any(map(str.isalnum, p))]))
+
+
+def _without_half_titles(paragraphs: Sequence[str]) -> list[str]:
+    """Keeps one of two equal headings in a row: a title page's and that of the text itself."""
+    pairs = itertools.pairwise(["", *paragraphs])
+    return [text for before, text in pairs if not (text == before and text.isupper())]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text for counting and comparing: no case, accents or punctuation."""
+    text = text.lower().replace("'", "")
+    if not text.isascii():
+        text = text.replace("’", "").replace("æ", "ae").replace("œ", "oe")  # noqa: RUF001
+        text = unicodedata.normalize("NFKD", text)
+        text = re.sub("[\u0300-\u036f]+", "", text)  # the accents, now apart from their letters
+    return re.findall(r"[^\W_]+", text)
+
+
+def decode(raw: bytes) -> str:
+    """UTF-8 (with or without BOM), else Windows-1252, which contains ISO-8859-1's letters.
+
+    Raises ValueError where the bytes are no text.
+    """
+    if b"\0" in raw:
+        raise ValueError("it contains NUL bytes, so it is no text in UTF-8 or Latin-1")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    try:
+        return raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def unify_line_ends(text: str) -> str:
+    """Every line ends in a plain newline and carries no trailing spaces."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)
+
+
+def strip_gutenberg(text: str) -> str:
+    """Drops Project Gutenberg's header, credits, footer and licence, where there are any."""
+    starts = list(_GUTENBERG_START.finditer(text))
+    if starts:
+        text = text[starts[-1].end() :]
+    end = _GUTENBERG_END.search(text)
+    if end:
+        text = text[: end.start()]
+    if not (starts or end):
+        return text
+    blocks = re.split(r"(\n{2,})", text.strip("\n"))
+    # The credits are among the first blocks; the same words later on may be the author's.
+    return "".join(b for i, b in enumerate(blocks) if i > 12 or not _CREDITS.match(b.lstrip()))
+
+
+def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:
+    """The lines from each `begin` marker (kept) to its `end` marker (dropped).
+
+    Both hold markers parted by "|", taken in pairs and found one after the other. A marker is
+    a whole line in clean typography; one that ends in "..." is the start of a line. An
+    empty one stands for the start or end of the text. Raises ValueError where one is missing.
+    """
+    begins, ends = begin.split(MARKER_SEPARATOR), end.split(MARKER_SEPARATOR)
+    if len(begins) < len(ends):
+        raise ValueError(f"{len(begins)} begin markers for {len(ends)} end markers")
+    ends += [""] * (len(begins) - len(ends))
+    kept: list[str] = []
+    position = 0
+    for first, last in zip(begins, ends, strict=True):
+        start = _find_marker(lines, first.strip(), position) if first.strip() else position
+        stop = _find_marker(lines, last.strip(), start + 1) if last.strip() else len(lines)
+        kept += [*lines[start:stop], "", "", ""]
+        position = stop
+    return kept
+
+
+def _find_marker(lines: Sequence[str], marker: str, start: int) -> int:
+    prefix = marker.removesuffix("...")
+    longest_word = max(re.findall(r"[a-z]+", prefix.lower()), key=len, default="")
+    for i in range(start, len(lines)):
+        if longest_word not in lines[i].lower():
+            continue  # only for speed
+        line = _tidy(lines[i])
+        if line == marker or (prefix != marker and line.startswith(prefix)):
+            return i
+    raise ValueError(f"no line {marker!r} after line {start}")
+
+
+def drop_contents(lines: Sequence[str]) -> list[str]:
+    """Drops tables of contents and lists of illustrations.
+
+    A table starts at its heading and ends at a wide gap, at a line too long to be an entry, or
+    where an entry comes for the second time: as the heading of what it announced.
+    """
+    kept: list[str] = []
+    i = 0
+    while i < len(lines):
+        if _CONTENTS.fullmatch(lines[i].strip() or "-"):
+            i = _end_of_contents(lines, i + 1)
+        else:
+            kept.append(lines[i])
+            i += 1
+    return kept
+
+
+def _end_of_contents(lines: Sequence[str], start: int) -> int:
+    seen: set[str] = set()
+    gap = 0
+    for i in range(start, len(lines)):
+        entry = _PAGE_NUMBER.sub("", lines[i].strip()).casefold()
+        if not lines[i].strip():
+            gap += 1
+            continue
+        if (seen and gap > 1) or entry in seen or len(lines[i]) > MAX_WRAP:
+            return i
+        seen.add(entry)
+        gap = 0
+    return len(lines)
+
+
+def split_blocks(lines: Sequence[str]) -> list[list[str]]:
+    """Runs of lines between blank lines. A line that was never wrapped is a block of its own."""
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        long = len(line) > MAX_WRAP
+        if not line.strip() or long:
+            blocks.append([])
+        if line.strip():
+            blocks[-1].append(line)
+        if long:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
+def _is_furniture(block: Sequence[str]) -> bool:
+    """Whether a block is the printer's or the editor's, not the author's."""
+    text = " ".join(line.strip().replace("_", "") for line in block)
+    return bool(
+        not any(map(str.isalnum, text))
+        or re.fullmatch(r"(?:THE )?END\.?|FINIS\.?|FOOTNOTES?[.:]?", text, re.IGNORECASE)
+        or _FOOTNOTE_BLOCK.match(text)
+        or _EDITORS_NOTE.match(text)
+        or _PROVENANCE.fullmatch(text)
+        or (text.startswith("TO ") and block[0].strip("_ ") == "TO" and len(block) < 8)
+    )
+
+
+def wrap_width(lines: Sequence[str]) -> int:
+    """The column at which the prose of a text is wrapped."""
+    lengths = sorted(len(line) for line in lines if line.strip() and len(line) <= MAX_WRAP)
+    return max(MIN_WRAP, lengths[len(lengths) * 98 // 100]) if lengths else MIN_WRAP
+
+
+def unwrap(block: Sequence[str], width: int) -> str:
+    """A block of prose as one line; one of verse, or of a few short lines, with its line ends.
+
+    A line of prose ends where the next word would not have fitted; one of verse ends earlier.
+    """
+    pairs = list(itertools.pairwise(block))
+    forced = [len(line) + 1 + len(after.split()[0]) > width - 2 for line, after in pairs]
+    broken_sentence = [after.lstrip(" _")[:1].islower() for _, after in pairs]
+    indent = min(len(line) - len(line.lstrip()) for line in block)
+    if _is_verse(forced, broken_sentence, indent):
+        joined = [f and b for f, b in zip(forced, broken_sentence, strict=True)]
+    else:
+        joined = [True] * len(pairs)
+    text = block[0].strip()
+    for (_, line), join in zip(pairs, joined, strict=True):
+        # These texts break words only at hyphens that are their own: "to-|morrow".
+        hyphenated = re.search(r"\w-$", text) and line.strip()[0].isalnum()
+        text += ("\n" if not join else "" if hyphenated else " ") + line.strip()
+    return text
+
+
+def _is_verse(forced: Sequence[bool], broken_sentence: Sequence[bool], indent: int) -> bool:
+    breaks = len(forced)
+    if indent >= CENTRED and any(broken_sentence) and breaks < 4:
+        return False  # a centred stage direction
+    if 2 * sum(forced) < breaks:
+        return True
+    # Long lines of verse: set off by an indent, each with a capital, save what did not fit.
+    return indent >= 2 and (
+        not any(broken_sentence) or (not all(forced) and 10 * sum(broken_sentence) <= 7 * breaks)
+    )
+
+
+def _strip_notes(text: str) -> str:
+    text = _INLINE_NOTES.sub("", text)
+    text = _PROVENANCE_IN_HEADING.sub("", text)
+    return re.sub(r"\s*\(\s*\)", "", text)
+
+
+def _tidy(text: str) -> str:
+    """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
+    text = unicodedata.normalize("NFC", text.translate(_CHARACTERS)).replace("_", "")
+    text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
+    text = re.sub(r"-{2,}|—{2,}", "—", text)
+    text = re.sub(r":-(?=\s|$)", ":—", text)
+    text = re.sub(r"(?<=[^\s—]) *— *(?=[^\s—])", "—", text)
+    text = re.sub(r" ?\.(?: \.){2,}", lambda dots: "." * dots[0].count("."), text)
+    text = re.sub(r"(\.{3,})(?=\w)", r"\1 ", text)
+    text = re.sub(r" +", " ", text)
+    text = re.sub(r" (?=[,;:.!?](?:\s|$))", "", text)
+    lines = (line.strip(" |") for line in text.split("\n"))
+    text = "\n".join(line for line in lines if line.strip("-—+="))  # no rules and boxes
+    opening = _DROP_CAP.match(text)
+    return opening[0].capitalize() + text[opening.end() :] if opening else text
+
+
+def double_quotes(paragraphs: Sequence[str]) -> list[str]:
+    """Paragraphs with speech in double quotes, and quotes within it in single ones.
+
+    A paragraph whose first quote is a single one is taken to follow British use. Its apostrophes
+    are told from its quotes by what stands around them, which is a guess in "the boys' hats".
+    """
+    pairs = itertools.pairwise([*paragraphs, ""])
+    return [_swap_quotes(text, continued=_opens(after, 0)) for text, after in pairs]
+
+
+def _swap_quotes(text: str, continued: bool) -> str:
+    quotes = (m.start() for m in re.finditer("[\"']", text))
+    first = next((i for i in quotes if text[i] == '"' or _opens(text, i)), None)
+    if first is None or text[first] == '"':
+        return text
+    chars = list(text)
+    for start, stop in _quoted_spans(text, continued):
+        for i in range(start + 1, stop):
+            if chars[i] == '"':
+                chars[i] = "'"
+        chars[start] = '"'
+        if stop < len(text):
+            chars[stop] = '"'
+    return "".join(chars)
+
+
+def _quoted_spans(text: str, continued: bool) -> Iterator[tuple[int, int]]:
+    """Where single quotes open and close; a quote that goes on in the next paragraph closes at
+    the end of the text."""
+    marks = [i for i, c in enumerate(text) if c == "'"]
+    start: int | None = None
+    for n, i in enumerate(marks):
+        if start is None:
+            start = i if _opens(text, i) else None
+        elif _closes(text, i) and (not text[i - 1].isalnum() or _ends_here(text, marks[n + 1 :])):
+            yield start, i
+            start = None
+    if start is not None and (start == 0 or continued):
+        yield start, len(text)
+
+
+def _opens(text: str, i: int) -> bool:
+    """Whether a single quote stands here that opens, rather than an apostrophe as in 'tis."""
+    if text[i : i + 1] != "'" or (i and (text[i - 1].isalnum() or text[i - 1] in ".,;:!?'")):
+        return False
+    word = _WORD.match(text, i + 1)
+    after = text[i + 1 : i + 2]
+    return after.strip() != "" and (word is None or not _ELISION.fullmatch(word[0]))
+
+
+def _closes(text: str, i: int) -> bool:
+    return not text[i - 1].isspace() and not text[i + 1 : i + 2].isalnum()
+
+
+def _ends_here(text: str, later: Sequence[int]) -> bool:
+    """Whether a mark after a letter closes: not where a surer one follows ("boys' hats.'")."""
+    for i in later:
+        if _opens(text, i):
+            return True
+        if _closes(text, i) and not text[i - 1].isalnum():
+            return False
+    return True

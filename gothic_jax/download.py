@@ -1,0 +1,219 @@
+"""Files by address or from a mirror, checked against their SHA-256, resumed where partial."""
+
+import hashlib
+import http.client
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gothic_jax.cli import UserError
+
+CHUNK_BYTES = 1 << 16
+ATTEMPTS = 5
+TIMEOUT_S = 30.0
+FIRST_PAUSE_S = 0.5  # doubled after each failed attempt
+PASSING_STATUSES = (408, 425, 429)  # below 500, yet worth another attempt
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to fetch: from an http(s) address or a path, to `path`, if its hash is right."""
+
+    source: str
+    path: Path
+    size: int  # bytes
+    sha256: str
+    if_missing: str = "check the address"  # the cure that an error names
+
+
+@dataclass(frozen=True)
+class _Session:
+    stop: threading.Event  # set when another file failed or the user pressed Ctrl-C
+    first_pause: float  # seconds
+    advance: Callable[[int], None]  # moves the progress bar by so many bytes
+
+
+class _Retry(Exception):
+    """A failure that may pass with time: worth another attempt."""
+
+
+class _Stopped(Exception):
+    """The session was stopped; whoever stopped it says why."""
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is an address rather than a path."""
+    return source.startswith(("http://", "https://"))
+
+
+def is_complete(item: Item) -> bool:
+    """Whether the file is there with the right hash."""
+    return item.path.is_file() and _has_hash(item.path, item)
+
+
+def fetch(items: Sequence[Item], jobs: int = 8, first_pause: float = FIRST_PAUSE_S) -> int:
+    """Fetches what is not there yet, `jobs` files at once; returns how many it fetched.
+
+    `first_pause` is the pause before the second attempt, in seconds. Raises UserError at the
+    first file that cannot be had. Partial files stay as NAME.part, to be resumed by a later call.
+    """
+    missing = [item for item in items if not is_complete(item)]
+    if not missing:
+        return 0
+    stop = threading.Event()
+    with _progress_bar(sum(item.size for item in missing)) as advance:
+        session = _Session(stop, first_pause, advance)
+        with ThreadPoolExecutor(min(jobs, len(missing))) as pool:
+            try:
+                futures = [pool.submit(_fetch_or_stop_all, item, session) for item in missing]
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+    _raise_first_error(futures)
+    return len(missing)
+
+
+def _raise_first_error(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        error = None if future.cancelled() else future.exception()
+        if error is not None and not isinstance(error, _Stopped):
+            raise error
+
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    console = Console(stderr=True)
+    hidden = not sys.stderr.isatty()
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as progress:
+        task = progress.add_task("Downloading", total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+def _fetch_or_stop_all(item: Item, session: _Session) -> None:
+    if session.stop.is_set():
+        raise _Stopped
+    try:
+        _fetch_one(item, session)
+    except BaseException:
+        session.stop.set()
+        raise
+
+
+def _fetch_one(item: Item, session: _Session) -> None:
+    part = item.path.with_name(item.path.name + ".part")
+    try:
+        item.path.parent.mkdir(parents=True, exist_ok=True)
+        if is_url(item.source):
+            _download(item, part, session)
+        else:
+            _copy(item, part, session)
+        part.replace(item.path)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or part} cannot be read or written: {error.strerror or error}; "
+            "mend its permissions, or name another --data-dir"
+        ) from error
+
+
+def _copy(item: Item, part: Path, session: _Session) -> None:
+    source = Path(item.source)
+    if not source.is_file():
+        raise UserError(f"{source} is missing; {item.if_missing}")
+    with source.open("rb") as stream, part.open("wb") as file:
+        _pump(stream, file, item.size, session)
+    if not _has_hash(part, item):
+        part.unlink()
+        raise UserError(f"{source} has not the SHA-256 of the manifest; copy it anew")
+
+
+def _download(item: Item, part: Path, session: _Session) -> None:
+    failure = ""
+    for attempt in range(ATTEMPTS):
+        if attempt and session.stop.wait(session.first_pause * 2 ** (attempt - 1)):
+            raise _Stopped
+        try:
+            _attempt(item, part, session)
+            return
+        except _Retry as error:
+            failure = str(error)
+    raise UserError(
+        f"{item.source} cannot be had after {ATTEMPTS} attempts ({failure}); check the network "
+        "and try again, or take the texts from a copy with --mirror DIR"
+    )
+
+
+def _attempt(item: Item, part: Path, session: _Session) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if have > item.size:
+        part.unlink()
+        have = 0
+    if have < item.size or item.size == 0:
+        _transfer(item, part, have, session)
+    size = part.stat().st_size
+    if size < item.size:
+        raise _Retry(f"only {size} of {item.size} bytes came")
+    if not _has_hash(part, item):
+        # Kept, it would only be resumed into another bad file.
+        part.unlink()
+        raise _Retry("the file has not the SHA-256 of the manifest")
+
+
+def _transfer(item: Item, part: Path, have: int, session: _Session) -> None:
+    request = urllib.request.Request(item.source, headers={"User-Agent": "gothic-jax"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            # A server that knows no ranges answers 200 with the whole file.
+            resumed = reply.status == http.HTTPStatus.PARTIAL_CONTENT
+            if resumed:
+                session.advance(have)
+            with part.open("ab" if resumed else "wb") as file:
+                _pump(reply, file, item.size + 1 - have * resumed, session)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()
+        elif error.code < 500 and error.code not in PASSING_STATUSES:
+            raise UserError(
+                f"{item.source} answers {error.code} {error.reason}; {item.if_missing}"
+            ) from error
+        raise _Retry(f"it answers {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise _Retry(f"network: {error.reason}") from error
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise _Retry(f"the connection broke: {error}") from error
+
+
+def _pump(
+    source: IO[bytes] | http.client.HTTPResponse, to: IO[bytes], most: int, session: _Session
+) -> None:
+    """Copies at most so many bytes, so that a wrong address cannot fill the disk."""
+    while most > 0:
+        if session.stop.is_set():
+            raise _Stopped
+        chunk = source.read(min(CHUNK_BYTES, most))
+        if not chunk:
+            return
+        to.write(chunk)
+        most -= len(chunk)
+        session.advance(len(chunk))
+
+
+def _has_hash(path: Path, item: Item) -> bool:
+    if path.stat().st_size != item.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == item.sha256

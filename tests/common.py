@@ -1,0 +1,128 @@
+"""What several test files need: a tiny text, a tiny model, and the commands as processes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from gothic_jax import checkpoint, train
+from gothic_jax.model import ModelConfig
+from tokenizers import Tokenizer
+
+WITTY = (
+    "To be punctual is to admit that one has nothing better to do, said the duchess; and the "
+    'caf\u00e9 \u2014 which had no opinion \u2014 agreed.\n\n"Nothing," he said, "ages like candour."'
+)
+DARK = (
+    "There are doors beneath the harbour that no tide has opened, and the old men of the quay "
+    "will not speak of what the dredgers heard.\n\nI set down what follows while my hand obeys me."
+)
+TEXT = "".join(
+    f"<|{voice}|>\n"
+    + "\n\n".join(f"{body} {number}." for number in range(12))
+    + "\n<|endoftext|>\n"
+    for voice, body in (("wilde", WITTY), ("lovecraft", DARK))
+)
+TINY = ModelConfig(
+    architecture="gemma",
+    block_size=32,
+    vocab_size=320,
+    n_layer=2,
+    n_head=2,
+    n_embd=32,
+    dropout=0.1,
+)
+
+SETTINGS = {
+    "max_iters": 6,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "warmup_iters": 2,
+    "learning_rate": 1e-2,
+    "eval_interval": 3,
+    "log_interval": 1,
+    "sample_tokens": 4,
+    "compute_dtype": "float32",
+    **{f"model.{name}": value for name, value in vars(TINY).items()},
+}
+
+
+def as_flags(settings: dict[str, object]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+@dataclass
+class Workplace:
+    """A folder laid out as a user's, and the commands run in it."""
+
+    root: Path
+
+    @classmethod
+    def make(cls, root: Path, tokenizer: Tokenizer) -> "Workplace":
+        for split in ("train", "val"):
+            (root / f"mixed_{split}.txt").write_text(TEXT)
+        tokenizer.save(str(root / "tokenizer.json"))
+        return cls(root)
+
+    @property
+    def out_dir(self) -> Path:
+        return self.root / "run"
+
+    def arguments(self, *extra: str, out_dir: Path | None = None, **settings: object) -> list[str]:
+        places = {
+            "data_dir": self.root,
+            "tokenizer": self.root / "tokenizer.json",
+            "out_dir": out_dir or self.out_dir,
+        }
+        return [*as_flags(SETTINGS | places | settings), *extra]
+
+    def train(self, *extra: str, out_dir: Path | None = None, **settings: object) -> int:
+        """Trains in this process; its exit code."""
+        return train.main(self.arguments(*extra, out_dir=out_dir, **settings))
+
+    def params(self, name: str = "latest", out_dir: Path | None = None) -> list[np.ndarray]:
+        location = checkpoint.locate(str((out_dir or self.out_dir) / name))
+        shape = checkpoint.load_meta(location).model_config
+        return [
+            np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint.load_params(location, shape))
+        ]
+
+
+def process(
+    module: str, arguments: list[str], cwd: Path, **environment: str
+) -> subprocess.Popen[str]:
+    """`python -m gothic_jax.MODULE` as a user runs it: one device, no test settings."""
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"gothic_jax.{module}", *arguments],
+        cwd=cwd,
+        env=clean | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(module: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    with process(module, arguments, cwd) as started:
+        out, err = started.communicate(timeout=500)
+    return subprocess.CompletedProcess(arguments, started.returncode, out, err)
+
+
+def wait_for(line_part: str, started: subprocess.Popen[str]) -> list[str]:
+    """Reads the process's lines until one holds `line_part`."""
+    lines: list[str] = []
+    assert started.stdout is not None
+    for line in started.stdout:
+        lines.append(line)
+        if line_part in line:
+            return lines
+    raise AssertionError(f"{line_part!r} never came:\n{''.join(lines)}{started.stderr.read()}")
+
+
+def stop(started: subprocess.Popen[str], number: int) -> int:
+    started.send_signal(number)
+    return started.wait(timeout=60)

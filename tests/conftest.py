@@ -1,0 +1,43 @@
+import os
+
+# Two CPU devices in the test process, so that sharding is tested everywhere. Must precede jax.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=2"
+)
+
+from pathlib import Path
+
+import jax
+import pytest
+from common import TEXT, TINY, Workplace
+from gothic_jax.tokenizer import split_works, train_tokenizer
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The real texts; skips where they are not at hand."""
+    folder = Path(os.environ.get("GOTHIC_MIRROR", ROOT.parent / "shared" / "corpus"))
+    if not (folder / "wilde").is_dir():
+        pytest.skip("the real texts are not here: set GOTHIC_MIRROR to a mirror of them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(split_works(TEXT), TINY.vocab_size, 2)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tokenizer: Tokenizer) -> Workplace:
+    """A folder with texts and a tokenizer, in which a tiny run can be trained."""
+    return Workplace.make(tmp_path, tokenizer)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if jax.default_backend() != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))

@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gothic_jax.attention import cached_attention, causal_attention, choose
+from gothic_jax.model import rotate
+
+
+def qkv(time: int, head_dim: int = 16) -> list[jax.Array]:
+    return [jax.random.normal(jax.random.key(i), (2, time, 3, head_dim)) for i in range(3)]
+
+
+def by_hand(query: jax.Array, key: jax.Array, value: jax.Array) -> np.ndarray:
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    out = np.zeros_like(q)
+    for row, time, head in np.ndindex(q.shape[:3]):
+        scores = k[row, : time + 1, head] @ q[row, time, head] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        out[row, time, head] = weights / weights.sum() @ v[row, : time + 1, head]
+    return out
+
+
+def test_causal_attention_is_the_formula() -> None:
+    inputs = qkv(9)
+    np.testing.assert_allclose(
+        causal_attention(*inputs, implementation="xla"), by_hand(*inputs), atol=1e-5
+    )
+
+
+def test_cached_attention_sees_the_past_and_itself_but_no_stale_entries() -> None:
+    query, key, value = qkv(9)
+    stale = jnp.full((2, 3, 20, 16), 100.0)  # a cache left over from another text
+    _, keys, values = cached_attention(query[:, :4], key[:, :4], value[:, :4], stale, stale, 0)
+    context, _, _ = cached_attention(query[:, 4:], key[:, 4:], value[:, 4:], keys, values, 4)
+    np.testing.assert_allclose(context, by_hand(query, key, value)[:, 4:], atol=1e-5)
+
+
+def test_rotated_products_depend_on_the_distance_alone() -> None:
+    x = jax.random.normal(jax.random.key(0), (1, 2, 1, 8))
+
+    def product(first: int, second: int) -> float:
+        rotated = rotate(x, jnp.array([first, second]))
+        return float(rotated[0, 0, 0] @ rotated[0, 1, 0])
+
+    assert product(3, 7) == pytest.approx(product(103, 107), rel=1e-4)
+    assert product(3, 7) != pytest.approx(product(3, 9), rel=1e-2)
+
+
+def test_xla_is_chosen_on_a_cpu_with_the_reason() -> None:
+    name, reason = choose(jax.devices("cpu")[0], 64, jnp.bfloat16)
+    assert name == "xla"
+    assert "cpu" in reason
+
+
+@pytest.mark.gpu
+def test_cudnn_is_chosen_compiled_and_equal_to_xla() -> None:
+    assert choose(jax.devices()[0], 64, jnp.bfloat16)[0] == "cudnn"
+    inputs = [x.astype(jnp.bfloat16) for x in qkv(128, 64)]
+
+    def outputs(implementation: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        def loss(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out = causal_attention(*inputs, implementation=implementation)
+            return (out.astype(jnp.float32) ** 2).sum(), out
+
+        (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*inputs)
+        return out, gradients
+
+    compiled = jax.jit(lambda *x: outputs_of("cudnn", *x)).lower(*inputs).compile()
+    assert "__cudnn$fmha" in compiled.as_text()
+    for ours, theirs in zip(
+        jax.tree.leaves(outputs("cudnn")), jax.tree.leaves(outputs("xla")), strict=True
+    ):
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=3e-2, rtol=3e-2
+        )
+
+
+def outputs_of(implementation: str, *inputs: jax.Array) -> jax.Array:
+    return causal_attention(*inputs, implementation=implementation)

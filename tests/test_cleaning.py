@@ -1,0 +1,339 @@
+"""Cleaning: what a reader sees of each kind of file, before and after."""
+
+import csv
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gothic_jax.cleaning import clean, clean_plain, decode, double_quotes, words
+
+WRAPPED = """The fog came down upon the harbour in the evening, and with it came a
+sound that none of the fishermen had heard before, and none of them would
+name it to the others."""
+
+
+def cleaned(text: str, begin: str = "", end: str = "") -> str:
+    return clean(text.encode(), begin, end)
+
+
+# Decoding and line ends
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "cp1252"])
+def test_accents_survive_in_every_encoding(encoding: str) -> None:
+    assert clean("Salomé dined at the café.".encode(encoding)) == "Salomé dined at the café."
+
+
+def test_windows_quotes_are_decoded() -> None:
+    assert decode(b"\x93Art\x94 \x97 only") == "“Art” — only"
+
+
+def test_nul_bytes_are_no_text() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        clean(b"PNG\0\0")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_are_unified(end: str) -> None:
+    assert cleaned(f"One.{end}{end}{end}Two.{end}") == "One.\n\nTwo."
+
+
+# Gutenberg and other furniture
+
+
+def test_gutenberg_header_credits_and_licence_go() -> None:
+    text = (
+        "The Project Gutenberg eBook of X\n\nTitle: X\n\n"
+        "*** START OF THIS PROJECT GUTENBERG EBOOK X ***\n\n\n"
+        "Produced by A. Nobody\nand the Distributed Proofreaders\n\n\n"
+        "X\n\nThe story.\n\n\n"
+        "End of the Project Gutenberg EBook of X, by Y\n\n"
+        "*** END OF THIS PROJECT GUTENBERG EBOOK X ***\n\nA long licence.\n"
+    )
+    assert cleaned(text) == "X\n\nThe story."
+
+
+def test_old_small_print_header_goes() -> None:
+    text = (
+        "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN ETEXTS**START***\nWhy?\n"
+        "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n"
+        "The story.\n\nEnd of Project Gutenberg's Etext of X\n"
+    )
+    assert cleaned(text) == "The story."
+
+
+def test_contents_end_where_their_first_entry_returns() -> None:
+    text = "X\n\nCONTENTS:\n\nI. The Door\nII. The Key\n\nI. The Door\n\nIt was shut."
+    assert cleaned(text) == "X\n\nI. The Door\n\nIt was shut."
+
+
+def test_contents_with_page_numbers_end_at_the_gap() -> None:
+    text = "Contents\n                PAGE\nTHE DOOR           1\n\nTHE KEY     31\n\n\n\nA word.\n"
+    assert cleaned(text) == "A word."
+
+
+def test_notes_pictures_and_their_marks_go() -> None:
+    text = (
+        "[Illustration: A GHOST]\n\nHe saw it{12a} then.[3]  The word ([Greek text]) was old.\n\n"
+        "       *       *       *       *       *\n\n"
+        "{12a}  See page 9.\n\n[3] Not so.\n\n(Pall Mall Gazette, March 7, 1885.)\n\nTHE END"
+    )
+    assert cleaned(text) == "He saw it then. The word was old."
+
+
+def test_a_dedication_goes() -> None:
+    assert cleaned("THE TALE\n\n     TO\n A FRIEND\n\nIt began.") == "THE TALE\n\nIt began."
+
+
+def test_stage_directions_stay() -> None:
+    text = "[_Enter_ PARKER.]\n\nPARKER.  [_Bowing_.]  My lady."
+    assert cleaned(text) == "[Enter PARKER.]\n\nPARKER. [Bowing.] My lady."
+
+
+# Line breaks: prose is joined, verse is not
+
+
+def test_wrapped_prose_becomes_one_line() -> None:
+    assert cleaned(f"{WRAPPED}\n\nShort.") == " ".join(WRAPPED.split()) + "\n\nShort."
+
+
+def test_words_broken_at_their_own_hyphen_are_mended() -> None:
+    text = (
+        WRAPPED
+        + "\n\n"
+        + "It was a thing of the night and of the cold water, until it came to-\nday."
+    )
+    assert cleaned(text).endswith("until it came to-day.")
+
+
+def test_unwrapped_paragraphs_without_blank_lines_stay_apart() -> None:
+    long = "word " * 30
+    assert cleaned(f"{long}a.\n{long}b.").count("\n\n") == 1
+
+
+def test_verse_keeps_its_lines_and_loses_its_indent() -> None:
+    verse = "   And all men kill the thing they love,\n      By all let this be heard,\n"
+    assert cleaned(f"{WRAPPED}\n\n{verse}").endswith(
+        "And all men kill the thing they love,\nBy all let this be heard,"
+    )
+
+
+def test_a_verse_too_long_for_its_page_is_mended() -> None:
+    verse = (
+        "   In a dim corner of my room for longer than my fancy thinks\n"
+        "   A beautiful and silent Sphinx has watched me through the shifting\n"
+        "   gloom.\n"
+    )
+    last = cleaned(f"{WRAPPED}\n\n{verse}").split("\n\n")[-1]
+    assert last.split("\n")[1].endswith("shifting gloom.")
+    assert last.count("\n") == 1
+
+
+# Typography
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("“Yes,” she said—or sighed.", '"Yes," she said—or sighed.'),
+        ("Yes -- or no--or both.", "Yes—or no—or both."),
+        ("He _never_ came.", "He never came."),
+        ("Wait . . . there.  Now. . . .", "Wait... there. Now...."),
+        ("the end...a beginning", "the end... a beginning"),
+        ("IT was the night.", "It was the night."),
+        ("A YEAR ago I came.", "A year ago I came."),
+        ("1927–28", "1927-28"),  # noqa: RUF001
+        ("Dear Sir:- Come.", "Dear Sir:—Come."),
+        ("two  spaces , and\ta tab", "two spaces, and a tab"),
+    ],
+)
+def test_typography(before: str, after: str) -> None:
+    assert cleaned(before) == after
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("'Rise,' he said; 'go.'", '"Rise," he said; "go."'),
+        ("He said, 'It is the \"god.\"'", "He said, \"It is the 'god.'\""),
+        ("'Tis late, and I can't.", "'Tis late, and I can't."),
+        ("'I like the boys' hats.' So he said.", '"I like the boys\' hats." So he said.'),
+        ("'Bring 'em in, d'ye hear!'", "\"Bring 'em in, d'ye hear!\""),
+        ("\"He cried 'Stop!' twice.\"", "\"He cried 'Stop!' twice.\""),
+        ("a 'square meal' of the town", 'a "square meal" of the town'),
+        ("the boys' hats", "the boys' hats"),
+    ],
+)
+def test_british_quotes_become_double(before: str, after: str) -> None:
+    assert double_quotes([before]) == [after]
+
+
+def test_a_speech_of_two_paragraphs_opens_both() -> None:
+    assert double_quotes(["He: 'One.", "'Two.'"]) == ['He: "One.', '"Two."']
+
+
+@pytest.mark.parametrize("marker", ["<|endoftext|>", "<|wilde|>"])
+def test_no_line_can_be_a_marker(marker: str) -> None:
+    assert "<|" not in cleaned(f"Before.\n\n{marker}\n\nAfter.")
+
+
+@given(st.text(alphabet="aAé \n\r\t'\"‘’“”—-_.*[]{}|<>()1", max_size=200))  # noqa: RUF001
+def test_any_text_comes_out_tidy(text: str) -> None:
+    body = cleaned(text)
+    assert body == body.strip("\n")
+    assert "\n\n\n" not in body
+    assert "  " not in body
+    assert not set("_\r\t“”‘’") & set(body)  # noqa: RUF001
+    assert all(line == line.strip() for line in body.split("\n"))
+
+
+def test_control_characters_go() -> None:
+    assert cleaned("The end\x0c of\x07 it.\n\x1a") == "The end of it."
+
+
+def test_ones_own_text_keeps_its_notes_and_lists() -> None:
+    own = "Contents\n\n[1] A list\n\n(May 1895.)\n\n“Yes” -- _no_."
+    assert clean_plain(own.encode()) == 'Contents\n\n[1] A list\n\n(May 1895.)\n\n"Yes"—no.'
+
+
+# Markers
+
+
+TOLD = "TITLE\n\nBy a hand\n\nI.\n\nOne.\n\nNOTE BY THE EDITOR\n\nII.\n\nTwo.\n\nPrinted in 1900"
+
+
+def test_ranges_run_from_begin_kept_to_end_dropped() -> None:
+    begin, end = "TITLE | I. | II.", "By a hand | NOTE BY... | Printed in 1900"
+    assert cleaned(TOLD, begin, end) == "TITLE\n\nI.\n\nOne.\n\nII.\n\nTwo."
+
+
+def test_an_empty_marker_is_an_end_of_the_text() -> None:
+    assert cleaned(TOLD, "", "I.") == "TITLE\n\nBy a hand"
+    assert cleaned(TOLD, "II.", "") == "II.\n\nTwo.\n\nPrinted in 1900"
+
+
+def test_a_missing_marker_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'III'"):
+        cleaned(TOLD, "III")
+
+
+# Words
+
+
+def test_typography_does_not_change_words() -> None:
+    assert words("“Don’t—Salomé, the Æsthetic!”") == words("don't salome The AESTHETIC")  # noqa: RUF001
+
+
+def test_hyphens_and_dashes_part_words() -> None:
+    assert words("to-day—or never, 1890") == ["to", "day", "or", "never", "1890"]
+
+
+# The real texts: before and after
+
+
+def real(mirror: Path, name: str) -> tuple[str, str]:
+    """A real work, raw (in Latin-1, to show the bytes) and clean."""
+    manifest = resources.files("gothic_jax").joinpath("works.csv").read_text(encoding="utf-8")
+    row = next(r for r in csv.DictReader(manifest.splitlines()) if r["file"] == name)
+    raw = (mirror / name).read_bytes()
+    return raw.decode("latin-1").replace("\r\n", "\n"), clean(raw, row["begin"], row["end"])
+
+
+REAL = [
+    pytest.param(
+        "wilde/pg174.txt",
+        "easily--their bolts were old.",
+        "easily—their bolts were old.",
+        "THE PREFACE",
+        "they recognized who it was.",
+        id="novel",
+    ),
+    pytest.param(
+        "wilde/pg854.txt",
+        "GERALD.  Hallo, mother, whose glove is this?  You have had a visitor.\nWho was it?",
+        "GERALD. Hallo, mother, whose glove is this? You have had a visitor. Who was it?",
+        "A WOMAN OF\nNO IMPORTANCE",
+        "A man of no importance.\n\nCURTAIN",
+        id="play",
+    ),
+    pytest.param(
+        "wilde/pg301.txt",
+        "               He did not wear his scarlet coat,\n                 For blood and wine",
+        "He did not wear his scarlet coat,\nFor blood and wine are red,",
+        "THE BALLAD OF READING GAOL\n\nI.",
+        "The brave man with a sword!",
+        id="poem",
+    ),
+    pytest.param(
+        "wilde/pg1017.txt",
+        "THE chief advantage that would result from the establishment of Socialism\nis,",
+        "The chief advantage that would result from the establishment of Socialism is,",
+        "THE SOUL OF MAN",
+        "The new Individualism is the new Hellenism.",
+        id="essay",
+    ),
+    pytest.param(
+        "wilde/pg42704.txt",
+        "There was a bitter taste on thy lips. Was it the taste of\nblood?",
+        "There was a bitter taste on thy lips. Was it the taste of blood?",
+        "SALOMÉ",
+        "Princess of Judæa.]\n\nCURTAIN.",
+        id="latin-1",
+    ),
+    pytest.param(
+        "lovecraft/dunwich.txt",
+        "'Oh, oh, great Gawd...that...that...'",
+        '"Oh, oh, great Gawd... that... that..."',
+        "THE DUNWICH HORROR",
+        'it looked more like the father than he did."',
+        id="story",
+    ),
+    pytest.param(
+        "lovecraft/lurking_fear.txt",
+        "CONTENTS:",
+        "THE LURKING FEAR\n\nI. The Shadow On The Chimney\n\nThere was thunder",
+        "THE LURKING FEAR",
+        "terrible and thunder-crazed house of Martense.",
+        id="contents",
+    ),
+]
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize(("name", "before", "after", "head", "tail"), REAL)
+def test_real_works(mirror: Path, name: str, before: str, after: str, head: str, tail: str) -> None:
+    raw, body = real(mirror, name)
+    assert before in raw
+    assert after in body
+    assert before not in body
+    assert body.startswith(head)
+    assert body.endswith(tail)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize(
+    "name",
+    ["wilde/pg14240.txt", "wilde/pg1308.txt", "wilde/pg2061.txt", "wilde/pg41806.txt"],
+)
+def test_editors_and_transcribers_are_not_the_voice(mirror: Path, name: str) -> None:
+    raw, body = real(mirror, name)
+    for phrase in (
+        "Project Gutenberg",
+        "Transcribed from",
+        "prepared by",
+        "ROBERT ROSS",
+        "Stuart Mason",
+    ):
+        assert phrase not in body
+    assert "Gutenberg" in raw
+
+
+@pytest.mark.corpus
+def test_the_scene_that_another_poet_added_is_left_out(mirror: Path) -> None:
+    raw, body = real(mirror, "wilde/pg1308.txt")
+    assert "Sturge Moore" in raw
+    assert "Sturge Moore" not in body
+    assert "A FLORENTINE TRAGEDY\n\n[The door opens" in body

@@ -1,0 +1,386 @@
+"""`gothic-data`: what it writes, what it refuses, and the texts it makes of real works."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gothic_jax import corpus
+from gothic_jax.corpus import Text, Work, drop_repeats, find_overlaps, load_manifest, main
+
+Run = Callable[..., int]
+
+
+def prose(seed: int, paragraphs: int = 3, length: int = 40) -> str:
+    """Paragraphs of words that no other seed has in the same order."""
+    rng = random.Random(seed)
+    words = [f"{a}{b}" for a in ("mist", "tomb", "sea", "lily", "moon") for b in ("", "s", "less")]
+    return "\n\n".join(
+        " ".join(rng.choice(words) for _ in range(length)).capitalize() + "."
+        for _ in range(paragraphs)
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mirror of six small works, which the manifest lists in place of the real ones."""
+    works = []
+    for n, (voice, split) in enumerate(
+        (voice, split) for voice in ("wilde", "lovecraft") for split in corpus.SPLITS
+    ):
+        raw = f"{voice.upper()}\r\n\r\n{prose(n)}\r\n".encode()
+        path = tmp_path / "mirror" / voice / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+        file, digest = f"{voice}/{split}.txt", hashlib.sha256(raw).hexdigest()
+        works.append(
+            Work(voice, file, split, "story", split, len(raw), digest, "http://x/", "", "")
+        )
+    monkeypatch.setattr(corpus, "load_manifest", lambda: works)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(small: Path, file: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives one work another text."""
+    (small / "mirror" / file).write_bytes(body.encode())
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    works = [
+        replace(w, bytes=len(body.encode()), sha256=digest) if w.file == file else w
+        for w in corpus.load_manifest()
+    ]
+    monkeypatch.setattr(corpus, "load_manifest", lambda: works)
+
+
+def processed(folder: Path) -> dict[str, str]:
+    paths = (folder / "data" / "processed").glob("*")
+    return {path.name: path.read_text(encoding="utf-8") for path in paths}
+
+
+# The manifest
+
+
+def test_the_manifest_lists_every_work_with_address_hash_voice_and_split() -> None:
+    works = load_manifest()
+    assert len(works) == len({w.file for w in works}) == 90
+    assert {w.voice for w in works} == {"wilde", "lovecraft"}
+    for work in works:
+        assert work.split in corpus.SPLITS
+        assert work.url.startswith("https://")
+        assert len(work.sha256) == 64
+        assert work.file.startswith(f"{work.voice}/")
+    for voice in ("wilde", "lovecraft"):
+        assert {w.split for w in works if w.voice == voice} == set(corpus.SPLITS)
+
+
+@pytest.mark.corpus
+def test_the_manifest_has_the_hashes_of_the_mirror(mirror: Path) -> None:
+    for work in load_manifest():
+        path = mirror / work.file
+        if path.exists():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == work.sha256
+
+
+# What is written
+
+
+def test_each_voice_and_split_has_a_file_of_marked_works(small: Path) -> None:
+    assert main(["--mirror", "mirror"]) == 0
+    files = processed(small)
+    names = {f"{v}_{s}.txt" for v in ("wilde", "lovecraft", "mixed") for s in corpus.SPLITS}
+    assert set(files) == names | {"report.json"}
+    body = f"LOVECRAFT\n\n{prose(4)}"
+    assert files["lovecraft_val.txt"] == f"<|lovecraft|>\n{body}\n<|endoftext|>\n"
+    assert files["mixed_val.txt"] == files["wilde_val.txt"] + files["lovecraft_val.txt"]
+
+
+def test_the_report_counts_works_words_and_bytes(small: Path) -> None:
+    main(["--mirror", "mirror"])
+    counts = json.loads(processed(small)["report.json"])["counts"]
+    body = f"WILDE\n\n{prose(0)}"
+    assert counts["wilde"]["train"] == {"works": 1, "words": 121, "bytes": len(body)}
+    assert counts["mixed"]["train"]["words"] == 242
+
+
+def test_the_summary_is_printed(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--mirror", "mirror"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "lovecraft test 1 121" in out
+    assert "Dropped 0 repeated paragraphs" in out
+    assert "0 of 436 held-out 13-word sequences stand in train." in out
+
+
+def test_splits_and_voices_can_be_left_out_and_stale_files_go(small: Path) -> None:
+    main(["--mirror", "mirror"])
+    main(["--mirror", "mirror", "--splits", "train,val", "--voices", "wilde"])
+    assert set(processed(small)) == {
+        "wilde_train.txt",
+        "wilde_val.txt",
+        "mixed_train.txt",
+        "mixed_val.txt",
+        "report.json",
+    }
+
+
+def test_the_same_command_writes_the_same_bytes(small: Path) -> None:
+    main(["--mirror", "mirror"])
+    first = processed(small)
+    main(["--mirror", "mirror"])
+    assert processed(small) == first
+
+
+def test_files_in_raw_need_no_mirror(small: Path) -> None:
+    main(["--mirror", "mirror"])
+    for path in (small / "mirror").rglob("*.txt"):
+        path.unlink()
+    assert main(["--mirror", "mirror"]) == 0
+
+
+def test_a_mirror_by_address_is_laid_out_like_a_folder(small: Path) -> None:
+    works = corpus.load_manifest()
+    item = corpus.items(works, "http://127.0.0.1/texts/", Path("raw"))[0]
+    assert item.source == "http://127.0.0.1/texts/wilde/train.txt"
+    assert item.path == Path("raw/wilde/train.txt")
+    assert corpus.items(works, None, Path("raw"))[0].source == works[0].url
+
+
+# Repeats and leaks
+
+
+def text(body: str, split: str = "train", name: str = "a") -> Text:
+    return Text("wilde", f"wilde/{name}.txt", name, split, body)
+
+
+def test_a_paragraph_of_an_earlier_work_is_dropped_whatever_its_typography() -> None:
+    body = "The café—it was “late”—stood empty, and nobody at all had come to dine there."
+    again = "THE CAFE: it was 'late'; stood empty and nobody at all had come to dine there!"
+    kept, repeats = drop_repeats([text(body), text(f"{again}\n\nA new one.", name="b")])
+    assert [t.body for t in kept] == [body, "A new one."]
+    assert [(r.file, r.paragraphs, r.words) for r in repeats] == [("wilde/b.txt", 1, 16)]
+
+
+def test_a_printers_change_hides_no_repeat() -> None:
+    body = prose(1, paragraphs=1, length=60)
+    changed = body.replace(body.split()[50], "misprint")
+    kept, _ = drop_repeats([text(body), text(f"{changed}\n\nA new one.", name="b")])
+    assert kept[1].body == "A new one."
+
+
+def test_headings_within_a_repeated_passage_go_with_it() -> None:
+    one, two, new = prose(1, 1), prose(2, 1), prose(3, 1)
+    passage = f"{one}\n\nCHAPTER II\n\n{two}"
+    kept, _ = drop_repeats([text(passage), text(f"{passage}\n\nCHAPTER II\n\n{new}", name="b")])
+    assert kept[1].body == f"CHAPTER II\n\n{new}"
+
+
+def test_a_heading_whose_text_is_gone_goes_too() -> None:
+    passage = f"{prose(1, 1)}\n\nA NEW TITLE\n\n{prose(2, 1)}"
+    works = [text(f"{prose(1, 1)}\n\n{prose(2, 1)}"), text(f"{passage}\n\nYes.", name="b")]
+    assert drop_repeats(works)[0][1].body == "Yes."
+
+
+def test_short_paragraphs_and_repeats_within_a_work_stay() -> None:
+    refrain, new = prose(1, 1), prose(2, 1)
+    works = [text(f"Yes.\n\n{refrain}\n\n{refrain}"), text(f"Yes.\n\n{new}", name="b")]
+    assert drop_repeats(works) == (works, [])
+
+
+def test_a_work_that_stands_whole_in_an_earlier_one_is_gone() -> None:
+    kept, repeats = drop_repeats([text(prose(1)), text(prose(1), name="b")])
+    assert [t.title for t in kept] == ["a"]
+    assert repeats[0].paragraphs == 3
+
+
+def test_repeats_are_kept_on_demand(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(small, "lovecraft/train.txt", prose(0), monkeypatch)
+    main(["--mirror", "mirror", "--keep-duplicates"])
+    assert "lovecraft_train.txt" in processed(small)
+    main(["--mirror", "mirror"])
+    report = json.loads(processed(small)["report.json"])
+    assert report["duplicates"]["paragraphs"] == 3
+    assert "lovecraft_train.txt" not in processed(small)
+
+
+def test_overlap_counts_the_13_word_sequences_that_stand_in_train() -> None:
+    shared = prose(1, paragraphs=1, length=20)
+    val = f"{prose(2, 1)} {shared} {prose(3, 1)}"
+    overlap = find_overlaps([text(shared), text(val, split="val", name="v")])[0]
+    assert (overlap.sequences, overlap.in_train) == (100 - 12, 20 - 12)
+    assert overlap.passages == [shared.lower().rstrip(".")]
+    assert overlap.leak
+
+
+def test_a_leak_is_refused_and_nothing_is_written(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--mirror", "mirror"])
+    before = processed(small)
+    copied = prose(0).split("\n\n")[0]
+    change(small, "lovecraft/test.txt", f"{copied}\n\n{prose(9)}", monkeypatch)
+    assert main(["--mirror", "mirror"]) == 2
+    assert "lovecraft/test.txt (test, 18.9%)" in capsys.readouterr().err
+    assert processed(small) == before
+    assert main(["--mirror", "mirror", "--allow-leaks"]) == 0
+    overlap = json.loads(processed(small)["report.json"])["overlap"]
+    assert overlap["leaks"] == ["lovecraft/test.txt"]
+    assert overlap["in_train"] == 28
+
+
+# One's own texts
+
+
+def add_files(folder: Path, count: int) -> None:
+    (folder / "own").mkdir()
+    for n in range(count):
+        (folder / "own" / f"{n}.txt").write_text(f"“Own {n}”\n\n{prose(100 + n)}")
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(2, [1, 1, 0]), (3, [1, 1, 1]), (10, [8, 1, 1]), (40, [36, 2, 2])],
+)
+def test_own_files_are_split_by_file(small: Path, count: int, sizes: list[int]) -> None:
+    add_files(small, count)
+    assert main(["--voices", "none", "--add", "poe=own/*.txt"]) == 0
+    report = json.loads(processed(small)["report.json"])
+    poe = report["counts"]["poe"]
+    assert [poe.get(split, {"works": 0})["works"] for split in corpus.SPLITS] == sizes
+    assert processed(small)["poe_train.txt"].startswith('<|poe|>\n"Own ')
+
+
+def test_an_own_voice_joins_the_others(small: Path) -> None:
+    add_files(small, 3)
+    main(["--mirror", "mirror", "--add", f"poe={small}/own/*.txt"])
+    files = processed(small)
+    assert files["mixed_val.txt"].endswith(files["poe_val.txt"])
+
+
+def test_a_single_file_is_split_by_position(small: Path) -> None:
+    body = prose(5, paragraphs=200)
+    Path("diary.txt").write_text(body)
+    assert main(["--voices", "none", "--add", "me=diary.txt"]) == 0
+    files = processed(small)
+    parts = [files[f"me_{s}.txt"].split("\n", 1)[1] for s in corpus.SPLITS]
+    assert "\n\n".join(p.removesuffix("\n<|endoftext|>\n") for p in parts) == body
+    shares = [len(part) / len(body) for part in parts]
+    assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
+
+
+@pytest.mark.parametrize(("paragraphs", "splits"), [(1, 1), (2, 2), (3, 3)])
+def test_a_file_of_few_paragraphs(small: Path, paragraphs: int, splits: int) -> None:
+    Path("diary.txt").write_text(prose(5, paragraphs))
+    assert main(["--voices", "none", "--add", "me=diary.txt"]) == 0
+    assert sum(name.startswith("me_") for name in processed(small)) == splits
+
+
+def test_a_file_that_repeats_itself_is_a_leak(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("diary.txt").write_text("\n\n".join([prose(5, 2)] * 20))
+    assert main(["--voices", "none", "--add", "me=diary.txt"]) == 2
+    assert "me/diary.txt (val, 100.0%)" in capsys.readouterr().err
+
+
+# Bad input: one line that names the cure, exit 2, nothing written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["--splits", "train,foo"], "unknown split foo; choose among train, val, test"),
+        (["--splits", ","], "choose among"),
+        (["--voices", "poe"], "choose among wilde, lovecraft"),
+        (["--voices", "none"], "--add NAME=GLOB"),
+        (["--mirror", "nowhere"], "no such folder"),
+        (["--jobs", "0"], "--help"),
+        (["--add", "poe"], "write NAME=GLOB"),
+        (["--add", "=x.txt"], "write NAME=GLOB"),
+        (["--add", "Poe=x.txt"], "write NAME=GLOB"),
+        (["--add", "mixed=x.txt"], "reserved"),
+        (["--add", "endoftext=x.txt"], "reserved"),
+        (["--add", "any=x.txt"], "reserved"),
+        (["--add", "wilde=x.txt"], "--voices"),
+        (["--add", "poe=*.nothing"], "no file matches"),
+        (["--add", "poe=empty.txt"], "holds no text"),
+        (["--add", "poe=nul.txt"], "no plain text"),
+        (["--add", "me=one.txt", "--voices", "none", "--splits", "test"], "leaves no texts"),
+    ],
+)
+def test_bad_input_names_its_cure(
+    small: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], cure: str
+) -> None:
+    Path("empty.txt").write_text(" \n\n")
+    Path("nul.txt").write_bytes(b"GIF\0")
+    Path("one.txt").write_text("One paragraph.")
+    mirror = [] if "--mirror" in arguments else ["--mirror", "mirror"]
+    assert main([*mirror, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("gothic-data: error: ")
+    assert err.count("\n") == 1
+    assert cure in err
+    assert not Path("data", "processed").exists()
+
+
+def test_a_test_work_that_the_mirror_lacks_names_the_splits(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small / "mirror" / "wilde" / "test.txt").unlink()
+    assert main(["--mirror", "mirror"]) == 2
+    assert "--splits train,val" in capsys.readouterr().err
+    assert main(["--mirror", "mirror", "--splits", "train,val"]) == 0
+
+
+def test_a_changed_file_in_the_mirror_is_refused(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small / "mirror" / "wilde" / "train.txt").write_text("tampered")
+    assert main(["--mirror", "mirror"]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert not (small / "data" / "raw" / "wilde" / "train.txt").exists()
+
+
+def test_a_failure_while_writing_leaves_the_earlier_files(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--mirror", "mirror"])
+    before = processed(small)
+    write = Path.write_bytes
+
+    def full_disk(path: Path, content: bytes) -> int:
+        if "mixed_test" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    assert main(["--mirror", "mirror", "--voices", "wilde"]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert processed(small) == before
+
+
+# The real texts
+
+
+@pytest.mark.corpus
+def test_the_real_corpus_has_no_leak_and_drops_the_reprinted_essays(
+    mirror: Path, tmp_path: Path
+) -> None:
+    there = {w.split for w in load_manifest()} - {
+        w.split for w in load_manifest() if not (mirror / w.file).exists()
+    }
+    splits = ",".join(s for s in corpus.SPLITS if s in there)
+    assert main(["--mirror", str(mirror), "--splits", splits, "--data-dir", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "processed" / "report.json").read_text())
+    assert report["overlap"]["leaks"] == []
+    dropped = {r["file"]: r["words"] for r in report["duplicates"]["works"]}
+    assert dropped["wilde/pg14062.txt"] > 10_000
+    assert dropped["wilde/pg2061.txt"] > 10_000
+    for voice in ("wilde", "lovecraft"):
+        body = (tmp_path / "processed" / f"{voice}_train.txt").read_text(encoding="utf-8")
+        for leftover in ("_", "*", "Project Gutenberg", "http", "www.", "Footnote", "  ", "--"):
+            assert leftover not in body
+        assert not set("“”‘’\r\t") & set(body)  # noqa: RUF001
+        assert body.count("<|") == 2 * report["counts"][voice]["train"]["works"]

@@ -1,0 +1,133 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+from common import TEXT
+from gothic_jax import tokenizer as module
+from gothic_jax.cli import UserError
+from gothic_jax.tokenizer import (
+    Work,
+    load_tokenizer,
+    main,
+    parse_tokenizer,
+    special_tokens,
+    split_works,
+    token_bytes,
+    train_tokenizer,
+    voices,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+SHARED = train_tokenizer(split_works(TEXT), 320, 2)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_valid_text_comes_back_exactly(text: str) -> None:
+    ids = SHARED.encode(text, add_special_tokens=False).ids
+    assert SHARED.decode(ids, skip_special_tokens=False) == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>")))
+def test_token_bytes_add_up_to_the_text(text: str) -> None:
+    table = token_bytes(SHARED)
+    ids = SHARED.encode(text, add_special_tokens=False).ids
+    assert b"".join(table[index] for index in ids) == text.encode()
+
+
+def test_voices_of_the_text_and_end_of_text_become_special() -> None:
+    assert set(special_tokens(SHARED)) == {"<|endoftext|>", "<|wilde|>", "<|lovecraft|>"}
+    assert set(voices(SHARED)) == {"wilde", "lovecraft"}
+    table = token_bytes(SHARED)
+    assert all(table[index] == b"" for index in special_tokens(SHARED).values())
+
+
+def test_markers_inside_a_line_are_words_not_structure() -> None:
+    works = split_works("Before.\n<|wilde|>\nHe wrote <|lovecraft|> once.\n<|endoftext|>\n")
+    assert works == [Work("", "Before."), Work("wilde", "He wrote <|lovecraft|> once.")]
+
+
+def test_every_voice_needs_no_code_of_its_own() -> None:
+    works = split_works("<|poe|>\nNevermore, nevermore.\n<|endoftext|>\n")
+    assert list(voices(train_tokenizer(works, 300, 2))) == ["poe"]
+
+
+def test_command_writes_a_tokenizer_and_says_what_it_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, output = tmp_path / "mine.txt", tmp_path / "deep" / "tokenizer.json"
+    text.write_text(TEXT)
+    assert main(["--files", str(text), "--vocab-size", "300", "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert load_tokenizer(output).get_vocab_size() == 300
+    n_bytes = sum(len(work.text.encode()) for work in split_works(TEXT))
+    assert f"{n_bytes:,} bytes" in out
+    assert "bytes a token" in out
+    assert "longest tokens" in out
+
+
+def test_a_bare_name_is_looked_up_in_data_processed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "processed").mkdir(parents=True)
+    (tmp_path / "data" / "processed" / "mixed_train.txt").write_text(TEXT)
+    assert main(["--vocab-size", "300"]) == 0
+    assert (tmp_path / "data" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["--files", "nowhere.txt"], "gothic-data"),
+        (["--vocab-size", "100"], "256"),
+        (["--min-frequency", "0"], "at least 1"),
+        (["--vocab-size", "many"], "--help"),
+        (["--nonsense"], "--help"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], cure: str
+) -> None:
+    text, output = tmp_path / "text.txt", tmp_path / "tokenizer.json"
+    text.write_text(TEXT)
+    defaults = ["--files", str(text), "--output", str(output)]
+    assert main([*defaults, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert cure in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def crafted(**changes: object) -> str:
+    content = json.loads(SHARED.to_str())
+    return json.dumps(content | changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[" * 100_000, "null", crafted(model=None), crafted(added_tokens=[]),
+     crafted(model={"type": "BPE", "vocab": {"a": 0}, "merges": []})],
+)  # fmt: skip
+def test_a_file_that_is_no_tokenizer_is_told(content: str) -> None:
+    with pytest.raises(UserError, match="gothic-tokenize"):
+        parse_tokenizer(content, "tokenizer.json")
+
+
+def test_a_missing_tokenizer_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gothic-tokenize"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.corpus
+def test_the_real_corpus_takes_under_ten_seconds(mirror: Path) -> None:
+    files = sorted(mirror.glob("*/*.txt"))
+    text = "\n".join(path.read_bytes().decode("latin-1") for path in files)
+    begin = time.monotonic()
+    trained = train_tokenizer([Work("", text)], 4096, 2)
+    assert time.monotonic() - begin < 10
+    assert isinstance(trained, Tokenizer)
+    assert trained.get_vocab_size() == 4096
+    assert module.END_OF_TEXT in special_tokens(trained)

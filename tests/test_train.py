@@ -1,0 +1,200 @@
+"""The training step: its arithmetic, accumulation, optimizer, devices and what it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from common import SETTINGS, TINY, Workplace
+from gothic_jax.config import get_config, model_config
+from gothic_jax.evaluate import token_losses
+from gothic_jax.model import Params, init_params
+from gothic_jax.optimizer import (
+    apply_mean_gradient,
+    init_optimizer,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from gothic_jax.train import Metrics, TrainState, data_mesh, make_train_step
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+
+def tiny_config(**settings: object) -> ConfigDict:
+    config = get_config()
+    config.update_from_flattened_dict(SETTINGS | {"model.dropout": 0.0} | settings)
+    return config
+
+
+def windows(config: ConfigDict, seed: int = 0) -> np.ndarray:
+    shape = (config.gradient_accumulation_steps, config.batch_size, config.model.block_size + 1)
+    random = np.random.default_rng(seed)
+    return random.integers(config.model.vocab_size, size=shape).astype(np.int32)
+
+
+def new_state(config: ConfigDict) -> TrainState:
+    params = init_params(model_config(config), config.seed)
+    return TrainState(params, init_optimizer(make_optimizer(config), params))
+
+
+def step(
+    config: ConfigDict, batch: np.ndarray, state: TrainState | None = None
+) -> tuple[TrainState, Metrics]:
+    return jax.jit(make_train_step(config, "xla"))(state or new_state(config), jnp.asarray(batch))
+
+
+def assert_close(one: Params, other: Params, **tolerance: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+def test_loss_is_the_negative_log_softmax_of_the_target() -> None:
+    logits = jax.random.normal(jax.random.key(0), (3, 5, 7)) * 4
+    targets = jax.random.randint(jax.random.key(1), (3, 5), 0, 7)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    picked = np.take_along_axis(probabilities, np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(token_losses(logits, targets), -np.log(picked), rtol=1e-5)
+
+
+def test_k_micro_batches_equal_one_batch_of_all() -> None:
+    divided = tiny_config(gradient_accumulation_steps=4, batch_size=2)
+    whole = tiny_config(gradient_accumulation_steps=1, batch_size=8)
+    batch = windows(divided)
+    state, metrics = step(divided, batch)
+    other, other_metrics = step(whole, batch.reshape(1, 8, -1))
+    np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["gradient_norm"], other_metrics["gradient_norm"], rtol=1e-5)
+    # AdamW's first step is lr * sign(gradient) nearly, which magnifies rounding near 0.
+    assert_close(state.params, other.params, atol=2e-5)
+
+
+def test_one_update_with_the_mean_equals_multisteps_fed_step_by_step() -> None:
+    config = tiny_config(gradient_accumulation_steps=3)
+    optimizer = make_optimizer(config)
+    params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
+    gradients = [jax.tree.map(lambda leaf, i=i: jnp.sin(leaf + i) * 3, params) for i in range(3)]
+    stepwise, stepwise_state = params, optimizer.init(params)
+    for gradient in gradients:
+        updates, stepwise_state = optimizer.update(gradient, stepwise_state, stepwise)
+        stepwise = optax.apply_updates(stepwise, updates)
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *gradients)
+    at_once, state = apply_mean_gradient(
+        optimizer, 3, mean, init_optimizer(optimizer, params), params
+    )
+    assert_close(at_once, stepwise, rtol=1e-6)
+    assert state.gradient_step == stepwise_state.gradient_step == 1
+    assert_close(state.inner_opt_state, stepwise_state.inner_opt_state, rtol=1e-5, atol=1e-9)
+
+
+def test_the_update_is_clipped_adamw_with_decay_on_matrices_only() -> None:
+    config = tiny_config(warmup_iters=0, weight_decay=0.5, grad_clip=1.0, learning_rate=0.1)
+    params = {"matrix": jnp.full((2, 2), 2.0), "vector": jnp.full(2, 2.0)}
+    gradient = {"matrix": jnp.full((2, 2), 3.0), "vector": jnp.full(2, -4.0)}
+    optimizer = make_optimizer(config)
+    new, _ = apply_mean_gradient(optimizer, 2, gradient, init_optimizer(optimizer, params), params)
+    # Adam's first step is the sign of the gradient, whatever the clipping made of its size
+    # (to 1e-7, for Adam's epsilon).
+    np.testing.assert_allclose(new["matrix"], 2 - 0.1 * (1 + 0.5 * 2), rtol=1e-5)
+    np.testing.assert_allclose(new["vector"], 2 + 0.1, rtol=1e-5)
+
+
+def test_schedule_warms_up_then_falls_to_a_tenth() -> None:
+    config = tiny_config(learning_rate=1.0, warmup_iters=10, max_iters=110, min_lr_ratio=0.1)
+    schedule = learning_rate_schedule(config)
+    assert 0 < schedule(0) < schedule(5) < schedule(9) < 1
+    assert schedule(10) == pytest.approx(1)
+    assert schedule(60) == pytest.approx(0.55)  # halfway down the cosine
+    assert schedule(110) == pytest.approx(0.1)
+
+
+def test_a_run_shorter_than_its_warmup_still_learns() -> None:
+    schedule = learning_rate_schedule(tiny_config(max_iters=4, warmup_iters=500))
+    assert 0 < schedule(0) < schedule(3)
+
+
+def test_two_devices_give_the_loss_and_gradient_of_one() -> None:
+    config = tiny_config(batch_size=4, **{"model.dropout": 0.1})
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()[:2]):
+        mesh = data_mesh(devices)
+        state = jax.device_put(new_state(config), NamedSharding(mesh, PartitionSpec()))
+        sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+        program = jax.jit(make_train_step(config, "xla"))
+        losses = []
+        for seed in range(5):
+            state, metrics = program(state, jax.device_put(windows(config, seed), sharding))
+            losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+        assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == len(devices)
+        results.append(losses)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+
+
+def test_a_model_learns_a_batch_by_heart() -> None:
+    config = tiny_config(max_iters=120, learning_rate=1e-2, warmup_iters=5)
+    program = jax.jit(make_train_step(config, "xla"))
+    state, batch = new_state(config), jnp.asarray(windows(config))
+    first = last = None
+    for _ in range(120):
+        state, metrics = program(state, batch)
+        last = float(metrics["loss"])
+        first = first or last
+    assert first == pytest.approx(np.log(TINY.vocab_size), rel=0.05)  # knows nothing yet
+    assert last is not None
+    assert last < 0.1
+
+
+def test_the_compiled_step_writes_over_the_old_state() -> None:
+    config = tiny_config()
+    state = new_state(config)
+    program = (
+        jax.jit(make_train_step(config, "xla"), donate_argnums=0)
+        .lower(state, jnp.asarray(windows(config)))
+        .compile()
+    )
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes >= 0.99 * state_bytes
+
+
+def test_op_by_op_gives_the_loss_of_the_compiled_step(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {"max_iters": 1, "eval_interval": 1, "sample_tokens": 1}
+    assert workplace.train(**short) == 0
+    compiled = capsys.readouterr().out
+    other = workplace.root / "op-by-op"
+    assert workplace.train("--no-compile", out_dir=other, **short) == 0
+    op_by_op = capsys.readouterr().out
+    assert "not compiled" in op_by_op
+
+    def losses(out: str) -> list[float]:
+        return [float(line.split("loss ")[1].split()[0]) for line in out.splitlines()
+                if line.startswith("1/1")]  # fmt: skip
+
+    np.testing.assert_allclose(losses(op_by_op), losses(compiled), atol=2e-4)
+
+
+def test_the_run_says_what_it_will_do_and_did(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workplace.train() == 0
+    out = capsys.readouterr().out
+    assert "gemma, 43,168 parameters" in out
+    assert "6 iterations of 128 are 768 tokens" in out
+    assert "attention: xla" in out
+    assert "estimated memory" in out
+    assert "tokens/s" in out
+    assert "3/6  validation: loss" in out
+    assert "(lovecraft " in out
+    assert f"gothic-chat --checkpoint {workplace.out_dir}/best" in out
+
+
+def test_patience_stops_a_run_that_no_longer_improves(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A learning rate this high makes validation worse at once and for good.
+    code = workplace.train(
+        max_iters=40, eval_interval=2, patience=2, learning_rate=10.0, warmup_iters=0
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "validation has not improved for 2 evaluations" in out
+    assert "40/40" not in out

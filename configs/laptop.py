@@ -1,6 +1,6 @@
 """A model of the real corpus that a laptop's CPU trains within the hour.
 
-    gothic-train --config=configs/laptop.py
+gothic-train --config=configs/laptop.py
 """
 
 from ml_collections import ConfigDict

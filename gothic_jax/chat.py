@@ -57,9 +57,10 @@ class Writer:
             known = ", ".join(self.voices) or "none"
             raise UserError(f"there is no voice {voice!r}; this model's voices: {known}")
         try:
-            ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+            prompt.encode()
         except UnicodeEncodeError as error:
             raise UserError("the prompt is not valid Unicode; leave out lone surrogates") from error
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         opener = self._end if voice is None else self.voices[voice]
         return np.array([opener, *ids], np.int32)
 

@@ -6,6 +6,7 @@ friendly flags of `gothic-train` change single settings on top.
 
 import dataclasses
 import difflib
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,19 @@ def get_config() -> ConfigDict:
 
 
 def load_config(path: str) -> ConfigDict:
-    """The settings of a config file (`FILE.py` with a `get_config()`); raises UserError."""
-    if not Path(path.partition(":")[0]).is_file():
+    """The settings that the `get_config()` of a Python file gives; raises UserError."""
+    if not Path(path).is_file():
         raise UserError(f"--config={path}: there is no such file; the repository has configs/*.py")
     try:
-        config = config_flags.ConfigFileFlagParser("config", lock_config=True).parse(path)
-    except (OSError, ImportError, SyntaxError, AttributeError, NameError) as error:
-        raise UserError(f"--config={path} cannot be loaded: {error}") from error
+        config = runpy.run_path(path)["get_config"]()
+    # Whatever goes wrong in a person's own file is theirs to mend.
+    except Exception as error:
+        raise UserError(f"--config={path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: its get_config() must return a ConfigDict")
+    unknown = flatten(config.to_dict()).keys() - flatten(get_config().to_dict()).keys()
+    if unknown:
+        raise UserError(f"--config={path} sets what no one reads: {', '.join(sorted(unknown))}")
     return config
 
 

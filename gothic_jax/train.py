@@ -200,6 +200,10 @@ class Run:
         self.attention, self.attention_reason = choose(
             self.device, self.shape.n_embd // self.shape.n_head, jnp.dtype(config.compute_dtype)
         )
+        if start is not None and resume:
+            old = checkpoint.load_meta(start)
+            refuse_other_data(old, self.meta, start)
+            self.meta = dataclasses.replace(old, config=config.to_dict())
         optimizer = make_optimizer(config)
         if start is None:
             params = init_params(self.shape, config.seed)
@@ -209,9 +213,6 @@ class Run:
             TrainState(params, init_optimizer(optimizer, params)), self.everywhere
         )
         if start is not None and resume:
-            old = checkpoint.load_meta(start)
-            refuse_other_run(old, self.meta, start)
-            self.meta = dataclasses.replace(old, config=config.to_dict())
             restored = checkpoint.load_optimizer(start, self.state.optimizer, self.everywhere)
             self.state = TrainState(params, restored)
 
@@ -405,15 +406,19 @@ MEMORY_CURE = (
 )
 
 
-def refuse_other_run(old: Meta, new: Meta, location: Location) -> None:
-    """Raises UserError, by name, where a resumed run would not be the same run."""
-    for name in ("architecture", "block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-        before, after = old.config["model"][name], new.config["model"][name]
-        if before != after:
+def refuse_other_model(old: Meta, new: ConfigDict, location: Location) -> None:
+    """Raises UserError, by name, where the checkpoint's parameters do not fit the settings."""
+    for name, after in new.model.items():
+        before = old.config["model"][name]
+        if before != after and name != "dropout":
             raise UserError(
-                f"{location} has model.{name} {before}, this run {after}; a run is resumed with"
-                " the model it began with"
+                f"{location} has model.{name} {before}, this run {after}; leave the setting out to"
+                " go on with the checkpoint's model, or train another in another --out-dir"
             )
+
+
+def refuse_other_data(old: Meta, new: Meta, location: Location) -> None:
+    """Raises UserError, by name, where a resumed run would read other data."""
     for name, setting in (
         ("tokenizer", "tokenizer"),
         ("train", "train_file"),
@@ -520,16 +525,16 @@ def _prepare(argv: Sequence[str]) -> Run:
             f" --config.model.vocab_size={tokenizer.get_vocab_size()}, or train a tokenizer with"
             f" `gothic-tokenize --vocab-size {config.model.vocab_size}`"
         )
-    if held and arguments.resume and held[-1] >= config.max_iters:
-        raise UserError(
-            f"{start} has done its {config.max_iters} iterations; give a larger --max-iters"
-        )
     if held and not arguments.resume and not arguments.overwrite:
         raise UserError(
             f"--out-dir {config.out_dir} already holds a run ({held[-1]} iterations): --resume"
             " goes on with it, --overwrite deletes it, another --out-dir keeps both"
         )
     run = Run(config, tokenizer, start=start, resume=arguments.resume)
+    if run.meta.iteration >= config.max_iters:
+        raise UserError(
+            f"{start} has done its {config.max_iters} iterations; give a larger --max-iters"
+        )
     # Only now, when nothing can be wrong with the new run any more, the old one goes.
     if held and not arguments.resume:
         for path in [*(str(iteration) for iteration in held), "logs"]:
@@ -554,6 +559,7 @@ def _settings_from(
         base.model.update(ConfigDict(meta.config["model"]))
     result = override(base, overrides)
     result.out_dir = config.out_dir
+    refuse_other_model(meta, result, start)
     if arguments.resume:
         for name, change in changed(meta.config, result.to_dict()).items():
             print(f"changed since {start}: {name} {change}")

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
+
 from gothic_jax import checkpoint, train
 from gothic_jax.model import ModelConfig
-from tokenizers import Tokenizer
 
 WITTY = (
     "To be punctual is to admit that one has nothing better to do, said the duchess; and the "
-    'caf\u00e9 \u2014 which had no opinion \u2014 agreed.\n\n"Nothing," he said, "ages like candour."'
+    "caf\u00e9 \u2014 which had no opinion \u2014 agreed.\n\n"
+    '"Nothing," he said, "ages like candour."'
 )
 DARK = (
     "There are doors beneath the harbour that no tide has opened, and the old men of the quay "

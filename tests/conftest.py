@@ -5,13 +5,15 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=2"
 )
 
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
 from common import TEXT, TINY, Workplace
-from gothic_jax.tokenizer import split_works, train_tokenizer
 from tokenizers import Tokenizer
+
+from gothic_jax.tokenizer import split_works, train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +36,21 @@ def tokenizer() -> Tokenizer:
 def workplace(tmp_path: Path, tokenizer: Tokenizer) -> Workplace:
     """A folder with texts and a tokenizer, in which a tiny run can be trained."""
     return Workplace.make(tmp_path, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Workplace:
+    workplace = Workplace.make(tmp_path_factory.mktemp("trained"), tokenizer)
+    assert workplace.train() == 0
+    return workplace
+
+
+@pytest.fixture
+def trained(trained_once: Workplace, tmp_path: Path) -> Workplace:
+    """A workplace of the test's own with a finished run of six iterations in it."""
+    root = tmp_path / "trained"
+    shutil.copytree(trained_once.root, root)
+    return Workplace(root)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from gothic_jax.attention import cached_attention, causal_attention, choose
 from gothic_jax.model import rotate
 

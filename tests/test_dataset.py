@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from common import TEXT
+from tokenizers import Tokenizer
+
 from gothic_jax.cli import UserError
 from gothic_jax.dataset import TokenText, batch_iterator, load_tokens, training_batches
 from gothic_jax.tokenizer import END_OF_TEXT, split_works, train_tokenizer
-from tokenizers import Tokenizer
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def numbered() -> TokenText:
     return TokenText(tokens, openers, end_of_text=1002, sha256="")
 
 
-def batches(text: TokenText, seed: int = 0, dropout: float = 0.0):  # noqa: ANN201
+def batches(text: TokenText, seed: int = 0, dropout: float = 0.0):
     return training_batches(text, shape=(2, 8), block_size=16, voice_dropout=dropout, seed=seed)
 
 
@@ -117,7 +118,7 @@ def test_a_text_without_markers_is_one_work_of_no_voice(
         (b"", "empty"),
         (b" \n\n", "empty"),
         (b"caf\xe9", "UTF-8"),
-        ("<|poe|>\nOnce upon a midnight\n<|endoftext|>\n".encode(), "gothic-tokenize"),
+        (b"<|poe|>\nOnce upon a midnight\n<|endoftext|>\n", "gothic-tokenize"),
     ],
 )
 def test_a_text_that_cannot_serve_is_told_with_the_cure(

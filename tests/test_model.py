@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from common import TINY
 from flax import nnx
+from reference.weights import CONFIG, reference_tokens, reference_weights
+
 from gothic_jax.cli import UserError
 from gothic_jax.evaluate import token_losses
 from gothic_jax.model import (
@@ -22,7 +24,6 @@ from gothic_jax.model import (
     init_params,
     parameter_count,
 )
-from reference.weights import CONFIG, reference_tokens, reference_weights
 
 REFERENCE = Path(__file__).parent / "reference"
 ARCHITECTURES = ["gemma", "gpt2"]

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 from common import TEXT
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
 from gothic_jax import tokenizer as module
 from gothic_jax.cli import UserError
 from gothic_jax.tokenizer import (
@@ -17,9 +21,6 @@ from gothic_jax.tokenizer import (
     train_tokenizer,
     voices,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 SHARED = train_tokenizer(split_works(TEXT), 320, 2)
 

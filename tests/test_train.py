@@ -6,6 +6,9 @@ import numpy as np
 import optax
 import pytest
 from common import SETTINGS, TINY, Workplace
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
 from gothic_jax.config import get_config, model_config
 from gothic_jax.evaluate import token_losses
 from gothic_jax.model import Params, init_params
@@ -16,8 +19,6 @@ from gothic_jax.optimizer import (
     make_optimizer,
 )
 from gothic_jax.train import Metrics, TrainState, data_mesh, make_train_step
-from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 
 def tiny_config(**settings: object) -> ConfigDict:

@@ -1,0 +1,250 @@
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from common import Workplace
+from tokenizers import Tokenizer
+
+from gothic_jax import chat, checkpoint
+from gothic_jax.chat import Settings, Writer, change, converse, load_writer, main
+from gothic_jax.cli import UserError
+from gothic_jax.device import select_device
+from gothic_jax.sampler import Sampler, Sampling
+
+SETTINGS = Settings(Sampling(), max_tokens=20, voice=None, seed=5)
+
+
+@pytest.fixture(scope="module")
+def writer(trained_once: Workplace) -> Writer:
+    return load_writer(str(trained_once.out_dir), None, select_device("auto"))
+
+
+class Scripted(Sampler):
+    """A sampler that writes given tokens, in given chunks."""
+
+    def __init__(self, chunks: list[list[list[int]]]) -> None:
+        self.chunks = chunks
+
+    def stream(self, *_: object, **__: object) -> Iterator[np.ndarray]:
+        yield from (np.array(chunk) for chunk in self.chunks)
+
+
+def scripted(tokenizer: Tokenizer, chunks: list[list[list[int]]]) -> list[list[str]]:
+    writer = Writer({}, Scripted(chunks), tokenizer)
+    return list(writer.write(np.array([0]), SETTINGS, len(chunks[0]), 0))
+
+
+def test_a_character_of_several_tokens_is_never_broken(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("naïve — ☃ 🜏", add_special_tokens=False).ids
+    pieces = scripted(tokenizer, [[[token]] for token in ids])
+    assert "".join(text for (text,) in pieces) == "naïve — ☃ 🜏"
+    assert all("\ufffd" not in text for (text,) in pieces)
+
+
+def test_a_sample_ends_where_its_work_does_and_the_others_go_on(tokenizer: Tokenizer) -> None:
+    end = tokenizer.token_to_id("<|endoftext|>")
+    a, b = (tokenizer.encode(letter).ids[0] for letter in "ab")
+    pieces = scripted(tokenizer, [[[a, end], [b, b]], [[a, a], [b, end]], [[a, a], [b, b]]])
+    texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+    assert texts == ["a", "bbb"]
+
+
+def test_the_prompt_is_opened_by_its_voice(writer: Writer, tokenizer: Tokenizer) -> None:
+    wilde, end = (tokenizer.token_to_id(token) for token in ("<|wilde|>", "<|endoftext|>"))
+    assert writer.encode("The sea", "wilde")[0] == wilde
+    assert writer.encode("The sea", None)[0] == end
+    assert tokenizer.decode(list(writer.encode("The sea", None)[1:])) == "The sea"
+
+
+def arguments(trained: Workplace, *extra: str) -> list[str]:
+    return ["--checkpoint", f"{trained.out_dir}/best", "--max-tokens", "12", *extra]
+
+
+def test_command_prints_prompt_and_text_and_the_seed_that_gives_it_again(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(trained_once, "--prompt", "There are doors")) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("There are doors")
+    seed = first.err.split("seed ")[1].split()[0]
+    assert main(arguments(trained_once, "--prompt", "There are doors", "--seed", seed)) == 0
+    assert capsys.readouterr().out == first.out
+
+
+def test_several_samples_the_first_as_if_alone(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--seed", "3", "--temperature", "1.2", "--voice", "wilde"]
+    assert main(arguments(trained_once, *flags)) == 0
+    alone = capsys.readouterr().out
+    assert main(arguments(trained_once, *flags, "--num-samples", "3")) == 0
+    out = capsys.readouterr().out
+    assert alone in out
+    assert [f"--- {i} of 3 ---" in out for i in (1, 2, 3)] == [True] * 3
+
+
+def test_a_long_prompt_keeps_its_end_and_says_so(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(trained_once, "--prompt", "the tide " * 200)) == 0
+    assert "reads the last 31" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "cure"),
+    [
+        (["--prompt", ""], "prompt is empty"),
+        (["--prompt", "  \n"], "prompt is empty"),
+        (["--temperature", "-1"], "temperature"),
+        (["--temperature", "nan"], "temperature"),
+        (["--top-k", "-1"], "top-k"),
+        (["--top-p", "0"], "top-p"),
+        (["--top-p", "1.5"], "top-p"),
+        (["--max-tokens", "0"], "max-tokens"),
+        (["--num-samples", "0"], "num-samples"),
+        (["--seed", "-1"], "seed"),
+        (["--seed", str(2**32)], "seed"),
+        (["--voice", "poe"], "lovecraft, wilde"),
+        (["--device", "abacus"], "auto, cpu or cuda"),
+        (["--checkpoint", "nowhere/best"], "gothic-train"),
+        (["--tokenizer", "nowhere.json"], "gothic-tokenize"),
+        (["--prompt", "a\ud800b"], "Unicode"),
+        (["--nonsense"], "--help"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_cure(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str], flags: list[str], cure: str
+) -> None:
+    assert main(arguments(trained_once, *flags)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert cure in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_cuda_without_cuda_is_told(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import jax
+
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is a CUDA GPU")
+    assert main(arguments(trained_once, "--device", "cuda")) == 2
+    assert "gothic-jax[cuda12]" in capsys.readouterr().err
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = trained.root / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = content["model"]["merges"][::-1]
+    path.write_text(json.dumps(content))
+    assert main(arguments(trained, "--tokenizer", str(path))) == 2
+    assert "another tokenizer" in capsys.readouterr().err
+    meta = checkpoint.load_meta(checkpoint.locate(str(trained.out_dir)))
+    assert meta.tokenizer_sha256  # the checkpoint's own still serves
+    assert main(arguments(trained)) == 0
+
+
+def test_commands_change_the_settings(writer: Writer) -> None:
+    settings = SETTINGS
+    for line in ("temp 0.5", "topk 7", "topp 0.8", "max 9", "voice wilde", "seed 4"):
+        name, _, value = line.partition(" ")
+        settings = change(settings, name, value, writer)
+    assert settings == Settings(Sampling(0.5, 7, 0.8), max_tokens=9, voice="wilde", seed=4)
+    settings = change(change(settings, "voice", "none", writer), "seed", "random", writer)
+    assert (settings.voice, settings.seed) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("temp", "warm", "number"),
+        ("temp", "-1", "temperature"),
+        ("topk", "1.5", "number"),
+        ("topp", "0", "top-p"),
+        ("max", "0", "max-tokens"),
+        ("voice", "poe", "lovecraft, wilde"),
+        ("seed", "x", "number"),
+        ("sing", "", "/help"),
+    ],
+)
+def test_a_wrong_command_changes_nothing_and_says_why(
+    writer: Writer, name: str, value: str, cure: str
+) -> None:
+    with pytest.raises(UserError, match=cure):
+        change(SETTINGS, name, value, writer)
+
+
+def conversation(writer: Writer, *lines: str, capsys: pytest.CaptureFixture[str]) -> str:
+    remaining = iter(lines)
+
+    def read_line(_: str) -> str:
+        line = next(remaining, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    converse(writer, SETTINGS, 1, read_line)
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def test_a_conversation_writes_retries_and_outlives_mistakes(
+    writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = conversation(
+        writer, "/retry", "/voice poe", "", "There are", "/retry", "/quit", "never", capsys=capsys
+    )
+    assert "nothing to retry" in out
+    assert "there is no voice 'poe'" in out
+    replies = [line for line in out.splitlines() if line.startswith("There are")]
+    assert len(replies) == 2
+    assert replies[0] == replies[1]  # the seed is fixed in these settings
+    assert "never" not in out
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> None:
+    """The real program at a real terminal."""
+    terminal, theirs = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "gothic_jax.chat", "--checkpoint", str(trained_once.out_dir),
+         "--interactive", "--max-tokens", "1000000"],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = ""
+
+    def read_until(part: str) -> None:
+        nonlocal seen
+        while part not in seen:
+            seen += os.read(terminal, 4096).decode("utf-8", "replace")
+        seen = seen.partition(part)[2]
+
+    read_until("\n> ")
+    os.write(terminal, b"There are\n")
+    read_until("seed ")
+    read_until("There are")
+    while len(seen) < 200:
+        seen += os.read(terminal, 4096).decode("utf-8", "replace")
+    program.send_signal(signal.SIGINT)
+    read_until("(stopped)")
+    read_until("> ")
+    os.write(terminal, b"/temp 0.25\n")
+    read_until("temperature 0.25")
+    os.write(terminal, b"/quit\n")
+    assert program.wait(timeout=30) == 0
+    os.close(terminal)
+
+
+def test_help_names_every_command() -> None:
+    for name in ("/help", "/temp", "/topk", "/voice", "/seed", "/retry", "/quit"):
+        assert name in chat.HELP

@@ -1,0 +1,148 @@
+"""What is kept, what it is called, and what may go on from it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import TEXT, Workplace
+
+from gothic_jax import checkpoint, train
+from gothic_jax.cli import UserError
+from gothic_jax.tokenizer import split_works, train_tokenizer
+
+
+def failing(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str], *flags: str, **settings: object
+) -> str:
+    """The one line that a failing `gothic-train` prints."""
+    capsys.readouterr()
+    assert workplace.train(*flags, **settings) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_latest_and_best_are_kept_and_every_name_leads_to_them(workplace: Workplace) -> None:
+    workplace.train()
+    # This learning rate spoils the model.
+    workplace.train("--resume", learning_rate=10.0, max_iters=10, eval_interval=2)
+    run = workplace.out_dir
+    held = checkpoint.iterations(run)
+    losses = {n: checkpoint.load_meta(checkpoint.Location(run, n)).scores for n in held}
+    best = min(held, key=lambda n: losses[n]["all"]["loss"])
+    assert held == sorted({best, 10})
+    assert best != 10
+    for name, iteration in (
+        (run, best), (run / "best", best), (run / "latest", 10), (run / str(best), best),
+        (run / "10", 10),
+    ):  # fmt: skip
+        assert checkpoint.locate(str(name)) == checkpoint.Location(run, iteration)
+
+
+def test_a_checkpoint_that_is_not_there_is_told(trained: Workplace, tmp_path: Path) -> None:
+    for name in (tmp_path / "none", tmp_path / "none" / "best", trained.out_dir / "best.pt"):
+        with pytest.raises(UserError, match="gothic-train"):
+            checkpoint.locate(str(name))
+    with pytest.raises(UserError, match="6, not 5"):
+        checkpoint.locate(str(trained.out_dir / "5"))
+
+
+def test_it_holds_config_scores_and_the_tokenizer(trained: Workplace) -> None:
+    location = checkpoint.locate(str(trained.out_dir))
+    meta = checkpoint.load_meta(location)
+    assert meta.iteration == 6
+    assert meta.config["learning_rate"] == 1e-2
+    assert meta.scores is not None
+    assert meta.scores["all"]["loss"] == meta.best_val_loss
+    (trained.root / "tokenizer.json").unlink()
+    tokenizer = checkpoint.load_tokenizer_copy(location, meta)
+    assert tokenizer.get_vocab_size() == meta.model_config.vocab_size
+
+
+def test_a_truncated_item_is_told(trained: Workplace) -> None:
+    location = checkpoint.locate(str(trained.out_dir))
+    metadata = trained.out_dir / str(location.iteration) / "meta" / "metadata"
+    metadata.write_text(metadata.read_text()[:40])
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_meta(location)
+
+
+def test_a_new_run_does_not_overwrite_an_old_one_unasked(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = trained.params()
+    assert "--overwrite" in failing(trained, capsys)
+    for old, now in zip(before, trained.params(), strict=True):
+        np.testing.assert_array_equal(old, now)
+    assert trained.train("--overwrite", max_iters=3) == 0
+    assert checkpoint.iterations(trained.out_dir) == [3]
+
+
+def test_nothing_to_resume_is_told(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no checkpoint to resume" in failing(workplace, capsys, "--resume")
+    assert not workplace.out_dir.exists()
+
+
+def test_a_finished_run_is_not_resumed_but_goes_on_with_more_iterations(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--max-iters" in failing(trained, capsys, "--resume")
+    assert trained.train("--resume", max_iters=8) == 0
+    assert "max_iters 6 -> 8" in capsys.readouterr().out
+    assert checkpoint.iterations(trained.out_dir)[-1] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_layer", 3), ("n_embd", 64), ("n_head", 4), ("block_size", 16)]
+)
+def test_resuming_with_another_shape_is_refused_by_name(
+    trained: Workplace, capsys: pytest.CaptureFixture[str], name: str, value: int
+) -> None:
+    setting = f"model.{name}"
+    assert setting in failing(trained, capsys, "--resume", max_iters=9, **{setting: value})
+
+
+def test_resuming_with_another_text_or_tokenizer_is_refused_by_name(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = trained.root / "other.txt"
+    other.write_text(TEXT + "And one line more.\n")
+    assert "train_file" in failing(trained, capsys, "--resume", train_file=other)
+    assert "val_file" in failing(trained, capsys, "--resume", val_file=other)
+    path = trained.root / "other.json"
+    # As many tokens, but merged by another rule.
+    train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1).save(str(path))
+    assert "tokenizer" in failing(trained, capsys, "--resume", tokenizer=path)
+
+
+def test_resume_takes_the_settings_of_the_run(trained: Workplace) -> None:
+    code = train.main(["--resume", "--out-dir", str(trained.out_dir), "--max-iters", "7"])
+    assert code == 0
+    meta = checkpoint.load_meta(checkpoint.locate(f"{trained.out_dir}/latest"))
+    assert meta.iteration == 7
+    assert meta.config["learning_rate"] == 1e-2
+
+
+def test_fine_tuning_starts_a_new_run_from_old_weights(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = trained.root / "mine.txt"
+    mine.write_text("A diary of small weathers, kept by the harbour master.\n" * 40)
+    tuned = trained.root / "tuned"
+    code = train.main(
+        ["--init-from", f"{trained.out_dir}/best", "--out-dir", str(tuned), "--lr", "1e-12",
+         "--train-file", str(mine), "--val-file", str(mine), "--max-iters", "2",
+         "--batch-size", "2", "--grad-accum", "1", "--config.sample_tokens=2",
+         "--config.weight_decay=0.0"]
+    )  # fmt: skip
+    assert code == 0
+    assert checkpoint.iterations(tuned) == [2]
+    # Hardly anything was learned at this rate: these are the old weights.
+    for old, now in zip(trained.params(), trained.params(out_dir=tuned), strict=True):
+        np.testing.assert_allclose(old, now, atol=1e-6)
+    capsys.readouterr()
+    again = ["--init-from", f"{trained.out_dir}/best", "--out-dir", str(tuned), "--overwrite"]
+    assert train.main([*again, "--config.model.n_layer=3"]) == 2
+    assert "n_layer" in capsys.readouterr().err

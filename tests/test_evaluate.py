@@ -1,0 +1,118 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import TEXT, TINY, Workplace
+from flax import nnx
+from tokenizers import Tokenizer
+
+from gothic_jax import evaluate
+from gothic_jax.cli import UserError
+from gothic_jax.dataset import TokenText, load_tokens
+from gothic_jax.evaluate import Evaluator, Score, cut_windows, loss_function
+from gothic_jax.model import graph, init_params
+from gothic_jax.tokenizer import special_tokens, split_works
+
+
+@pytest.fixture
+def text(workplace: Workplace, tokenizer: Tokenizer) -> TokenText:
+    return load_tokens(workplace.root / "mixed_val.txt", tokenizer)
+
+
+def scores(
+    text: TokenText, tokenizer: Tokenizer, *, stride: int | None = None, batch_size: int = 4
+) -> dict[str, Score]:
+    params = init_params(TINY, 0)
+    # Logits far from uniform, so that a wrong context shows.
+    params = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, params)
+    evaluator = Evaluator(
+        text, tokenizer, block_size=TINY.block_size, stride=stride, batch_size=batch_size
+    )
+    return evaluator(loss_function(graph(TINY, jnp.float32), "xla"), params)
+
+
+@pytest.mark.parametrize("stride", [1, 7, 31, 32])
+def test_each_text_token_is_predicted_once_from_its_own_work(
+    text: TokenText, tokenizer: Tokenizer, stride: int
+) -> None:
+    specials = sorted(special_tokens(tokenizer).values())
+    inputs, targets, counts = cut_windows(text, specials, TINY.block_size, stride)
+    predicted = targets[counts]
+    np.testing.assert_array_equal(predicted, text.tokens[~np.isin(text.tokens, specials)])
+    openers = {tokenizer.token_to_id(token) for token in ("<|wilde|>", "<|lovecraft|>")}
+    assert set(inputs[:, 0]) == openers
+    assert not np.isin(inputs[:, 1:][counts[:, 1:]], list(openers)).any()
+    if stride < TINY.block_size:
+        # All but a work's first window know at least block - stride tokens before they predict.
+        first_counted = counts.argmax(axis=1)
+        later = np.flatnonzero(np.diff(inputs[:, 0]) == 0) + 1
+        assert (first_counted[later] >= TINY.block_size - stride).all()
+
+
+def test_the_loss_is_the_sum_over_windows_computed_one_by_one(
+    text: TokenText, tokenizer: Tokenizer
+) -> None:
+    params = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, init_params(TINY, 0))
+    model = nnx.jit(nnx.merge(graph(TINY, jnp.float32), params))
+    nats, n_tokens = 0.0, 0
+    for work in split_works(TEXT):
+        opener = tokenizer.token_to_id(f"<|{work.voice}|>")
+        ids = tokenizer.encode(work.text, add_special_tokens=False).ids
+        for start in range(0, len(ids), TINY.block_size):
+            window = ids[start : start + TINY.block_size]
+            logits = np.asarray(model(jnp.array([[opener, *window[:-1]]]))[0], np.float64)
+            log_sum = np.log(np.exp(logits).sum(-1))
+            nats += float((log_sum - logits[np.arange(len(window)), window]).sum())
+            n_tokens += len(window)
+    score = scores(text, tokenizer)["all"]
+    assert score.tokens == n_tokens
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+    assert score.bytes == sum(len(work.text.encode()) for work in split_works(TEXT))
+
+
+def test_voices_add_up_to_all(text: TokenText, tokenizer: Tokenizer) -> None:
+    result = scores(text, tokenizer)
+    assert set(result) == {"all", "wilde", "lovecraft"}
+    for name in ("nats", "tokens", "bytes"):
+        total = getattr(result["wilde"], name) + getattr(result["lovecraft"], name)
+        assert getattr(result["all"], name) == pytest.approx(total)
+
+
+def test_the_score_does_not_depend_on_the_batch_size(text: TokenText, tokenizer: Tokenizer) -> None:
+    expected = scores(text, tokenizer, batch_size=1)
+    for batch_size in (3, 64):
+        for voice, score in scores(text, tokenizer, batch_size=batch_size).items():
+            assert score.tokens == expected[voice].tokens
+            assert score.nats == pytest.approx(expected[voice].nats, rel=1e-6)
+
+
+def test_figures_follow_from_nats_tokens_and_bytes() -> None:
+    score = Score(nats=8 * math.log(2), tokens=4, bytes=16)
+    assert score.loss == pytest.approx(2 * math.log(2))
+    assert score.perplexity == pytest.approx(4)
+    assert score.bits_per_byte == pytest.approx(0.5)
+
+
+def test_a_stride_out_of_range_is_told(text: TokenText, tokenizer: Tokenizer) -> None:
+    for stride in (0, 33):
+        with pytest.raises(UserError, match="stride"):
+            scores(text, tokenizer, stride=stride)
+
+
+def test_command_gives_the_trainers_own_validation_figures(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(trained.root / "mixed_val.txt")
+    assert evaluate.main(["--checkpoint", f"{trained.out_dir}/latest", "--file", file]) == 0
+    table = capsys.readouterr().out
+    assert (
+        evaluate.main(["--checkpoint", f"{trained.out_dir}/latest", "--file", file, "--json"]) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    meta = json.loads((trained.out_dir / "6" / "meta" / "metadata").read_text())
+    for voice in ("all", "wilde", "lovecraft"):
+        assert report[voice] == pytest.approx(meta["scores"][voice], rel=1e-5)
+        assert f"{report[voice]['loss']:.4f}" in table

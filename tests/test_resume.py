@@ -1,0 +1,93 @@
+"""A stopped run goes on as if nothing had happened: the real process, real signals."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from common import Workplace, process, run, wait_for
+
+from gothic_jax import checkpoint
+from gothic_jax.config import get_config
+from gothic_jax.model import init_params
+from gothic_jax.optimizer import init_optimizer, make_optimizer
+
+SETTINGS = {"max_iters": 24, "eval_interval": 4, "compute_dtype": "bfloat16"}
+
+
+def losses(out: str) -> dict[str, str]:
+    """The figures printed of each iteration and evaluation, as printed."""
+    found = re.findall(r"^(\d+/24)  (loss [\d.]+|validation: .*?\))", out, re.MULTILINE)
+    return {f"{step} {what.split()[0]}": what for step, what in found}
+
+
+def whole_state(workplace: Workplace, out_dir: Path) -> list[np.ndarray]:
+    """Parameters and optimizer state of a run's last checkpoint."""
+
+    location = checkpoint.locate(str(out_dir / "latest"))
+    meta = checkpoint.load_meta(location)
+    assert meta.iteration == 24
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    config = get_config()
+    config.update(meta.config)
+    like = jax.eval_shape(
+        lambda: init_optimizer(make_optimizer(config), init_params(meta.model_config, 0))
+    )
+    leaves = [
+        *jax.tree.leaves(checkpoint.load_params(location, meta.model_config)),
+        *jax.tree.leaves(checkpoint.load_optimizer(location, like, here)),
+    ]
+    return [np.asarray(leaf) for leaf in leaves]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
+    workplace: Workplace, number: int, code: int
+) -> None:
+    whole_dir, parted_dir = workplace.root / "whole", workplace.root / "parted"
+    whole = run("train", workplace.arguments(out_dir=whole_dir, **SETTINGS), workplace.root)
+    assert whole.returncode == 0, whole.stderr
+
+    arguments = workplace.arguments(out_dir=parted_dir, **SETTINGS)
+    with process("train", arguments, workplace.root, PYTHONUNBUFFERED="1") as started:
+        before = wait_for("10/24", started)
+        os.kill(started.pid, number)
+        rest, error = started.communicate(timeout=60)
+    assert started.returncode == code, error
+    stopped_at = checkpoint.iterations(parted_dir)[-1]
+    assert stopped_at < 24
+    if number != signal.SIGKILL:
+        assert f"stopped at iteration {stopped_at}" in rest
+
+    resumed = run("train", ["--resume", "--out-dir", str(parted_dir)], workplace.root)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming at iteration {stopped_at}" in resumed.stdout
+
+    uninterrupted = losses(whole.stdout)
+    assert len(uninterrupted) == 24 + 6
+    # An iteration done again prints the same figures again.
+    for figures in (losses("".join(before)), losses(rest), losses(resumed.stdout)):
+        assert figures.items() <= uninterrupted.items()
+    assert f"{stopped_at + 1}/24 loss" in losses(resumed.stdout)
+
+    for one, other in zip(
+        whole_state(workplace, whole_dir), whole_state(workplace, parted_dir), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_best_and_patience_live_on_after_a_resume(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoiling = {"learning_rate": 10.0, "warmup_iters": 0, "eval_interval": 2}
+    assert workplace.train(max_iters=4, **spoiling) == 0
+    best = checkpoint.load_meta(checkpoint.locate(str(workplace.out_dir))).best_val_loss
+    assert workplace.train("--resume", max_iters=40, patience=3, **spoiling) == 0
+    assert "has not improved for 3 evaluations" in capsys.readouterr().out
+    latest = checkpoint.load_meta(checkpoint.locate(f"{workplace.out_dir}/latest"))
+    assert latest.best_val_loss == best

@@ -1,0 +1,191 @@
+"""Cached decoding against the plain forward pass, and the filters against their definitions."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import TINY
+from flax import nnx
+
+from gothic_jax.cli import UserError
+from gothic_jax.model import ModelConfig, Params, graph, init_params
+from gothic_jax.sampler import DECODE_CHUNK, Sampler, Sampling, filter_logits, keep_window
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@functools.cache
+def loud_params(config: ModelConfig) -> Params:
+    """Weights that make the next token depend strongly on the context, as a trained model's."""
+
+    def louder(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
+        factor = 40 if "kernel" in str(path[-1]) else 10
+        return leaf * factor if leaf.ndim > 1 else leaf
+
+    return jax.tree_util.tree_map_with_path(louder, init_params(config, 3))
+
+
+@pytest.fixture(params=["gemma", "gpt2"])
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return ModelConfig(**vars(TINY) | {"architecture": request.param, "block_size": 70})
+
+
+@functools.cache
+def shared_sampler(config: ModelConfig) -> Sampler:
+    return Sampler(config, dtype=jnp.float32)
+
+
+def write(
+    config: ModelConfig,
+    prompt: list[list[int]],
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    sampler: Sampler | None = None,
+) -> np.ndarray:
+    chunks = (sampler or shared_sampler(config)).stream(
+        loud_params(config),
+        np.array(prompt, np.int32),
+        max_tokens=max_tokens,
+        sampling=sampling,
+        seed=seed,
+    )
+    return np.concatenate(list(chunks), axis=1)
+
+
+@functools.cache
+def full_forward(config: ModelConfig) -> Callable[[jax.Array], jax.Array]:
+    return nnx.jit(nnx.merge(graph(config, jnp.float32), loud_params(config)))
+
+
+def by_full_forward(config: ModelConfig, prompt: list[int], max_tokens: int) -> list[int]:
+    """Greedy text by the whole forward pass at every step, sliding as the sampler documents."""
+    forward = full_forward(config)
+    block = config.block_size
+    context = prompt if len(prompt) <= block else [prompt[0], *prompt[-(block - 1) :]]
+    written: list[int] = []
+    while len(written) < max_tokens:
+        padded = np.zeros((1, block), np.int32)
+        padded[0, : len(context)] = context
+        logits = forward(jnp.asarray(padded))
+        token = int(jnp.argmax(logits[0, len(context) - 1]))
+        written.append(token)
+        context = [*context, token]
+        if len(context) > block:
+            context = [context[0], *context[-(block // 2 - 1) :]]
+    return written
+
+
+@pytest.mark.parametrize("prompt_length", [1, 2, 64, 65, 66, 69, 70, 100])
+def test_greedy_text_equals_the_full_forward_pass(config: ModelConfig, prompt_length: int) -> None:
+    prompt = [1, *np.random.default_rng(0).integers(3, 320, prompt_length - 1).tolist()]
+    expected = by_full_forward(config, prompt, 90)
+    assert len(set(expected)) > 10
+    assert write(config, [prompt], 90)[0].tolist() == expected
+
+
+def test_exactly_as_many_tokens_as_asked(config: ModelConfig) -> None:
+    for max_tokens in (1, DECODE_CHUNK, DECODE_CHUNK + 1, 80):
+        assert write(config, [[1, 5]], max_tokens).shape == (1, max_tokens)
+
+
+def test_rows_are_written_as_if_alone_and_differ_among_themselves(config: ModelConfig) -> None:
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+    batch = write(config, [[1, 5, 6]] * 3, 20, sampling, seed=7)
+    alone = write(config, [[1, 5, 6]], 20, sampling, seed=7)
+    np.testing.assert_array_equal(batch[0], alone[0])
+    assert len({tuple(row) for row in batch}) == 3
+
+
+def test_rows_may_have_prompts_of_their_own(config: ModelConfig) -> None:
+    together = write(config, [[1, 5, 6], [2, 8, 9]], 20)
+    np.testing.assert_array_equal(together[0], write(config, [[1, 5, 6]], 20)[0])
+    np.testing.assert_array_equal(together[1], write(config, [[2, 8, 9]], 20)[0])
+
+
+def test_the_same_seed_writes_the_same_text_and_another_does_not(config: ModelConfig) -> None:
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+    once, again, other = (write(config, [[1, 5]], 30, sampling, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
+
+
+def test_top_k_1_and_tiny_top_p_are_greedy(config: ModelConfig) -> None:
+    greedy = write(config, [[1, 5]], 30)
+    for sampling in (Sampling(1.0, 1, 1.0), Sampling(1.0, 0, 1e-9)):
+        np.testing.assert_array_equal(write(config, [[1, 5]], 30, sampling, seed=9), greedy)
+
+
+def test_another_prompt_or_setting_does_not_compile_again() -> None:
+    sampler = Sampler(TINY, dtype=jnp.float32)
+    write(TINY, [[1, *range(3, 12)]], 40, Sampling(1.0, 40, 0.9), 0, sampler)
+    with jax.log_compiles(False):
+        before = sampler._prefill._cache_size(), sampler._decode._cache_size()
+        write(TINY, [[1, 5]], 40, Sampling(0.5, 13, 0.3), 1, sampler)
+        write(TINY, [[1, *range(3, 30)]], 7, Sampling(0.0, 64, 1.0), 2, sampler)
+        assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == before == (1, 1)
+
+
+def probabilities(logits: list[float], *settings: float) -> np.ndarray:
+    return np.asarray(
+        jax.nn.softmax(filter_logits(jnp.array([logits]), *map(jnp.asarray, settings))[0])
+    )
+
+
+def test_temperature_divides_the_logits() -> None:
+    np.testing.assert_allclose(
+        probabilities([2.0, 1.0, 0.0], 0.5, 3, 1.0),
+        np.exp([4, 2, 0]) / np.exp([4, 2, 0]).sum(),
+        rtol=1e-5,
+    )
+
+
+def test_top_k_keeps_k_and_renormalises() -> None:
+    expected = [*(np.exp([2, 1]) / np.exp([2, 1]).sum()), 0, 0]
+    np.testing.assert_allclose(probabilities([2, 1, 0.5, 0], 1.0, 2, 1.0), expected, rtol=1e-5)
+
+
+def test_top_p_keeps_the_token_that_crosses_p() -> None:
+    logits = np.log([0.5, 0.3, 0.15, 0.05]).tolist()
+    for top_p, kept in ((0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (1.0, 4)):
+        assert (probabilities(logits, 1.0, 4, top_p) > 0).sum() == kept
+
+
+def test_drawing_follows_the_probabilities() -> None:
+    config = ModelConfig(**vars(TINY) | {"vocab_size": 3})
+    params = init_params(config, 0)
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+    n = 4000
+    sampler = Sampler(config, dtype=jnp.float32)
+    (first, *_) = sampler.stream(
+        params, np.ones((n, 1), np.int32), max_tokens=1, sampling=sampling, seed=0
+    )
+    model = nnx.merge(graph(config, jnp.float32), params)
+    expected = jax.nn.softmax(model(jnp.ones((1, 1), jnp.int32))[0, 0])
+    shares = np.bincount(first[:, 0], minlength=3) / n
+    np.testing.assert_allclose(shares, expected, atol=4 * np.sqrt(0.25 / n))
+
+
+def test_a_window_keeps_its_opener() -> None:
+    tokens = np.array([[9, 1, 2, 3, 4]])
+    assert keep_window(tokens, 3).tolist() == [[9, 3, 4]]
+    assert keep_window(tokens, 1).tolist() == [[9]]
+    assert keep_window(tokens, 5) is tokens
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=-0.1),
+        Sampling(temperature=float("nan")),
+        Sampling(top_k=-1),
+        Sampling(top_p=0.0),
+        Sampling(top_p=1.1),
+    ],
+)
+def test_settings_out_of_range_are_told(sampling: Sampling) -> None:
+    with pytest.raises(UserError, match="must be"):
+        sampling.validate()

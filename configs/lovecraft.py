@@ -1,7 +1,8 @@
-"""Lovecraft alone.
+r"""Lovecraft alone.
 
-gothic-tokenize --files data/processed/lovecraft_train.txt --output data/tokenizer_lovecraft.json
-gothic-train --config=configs/lovecraft.py
+    gothic-tokenize --files data/processed/lovecraft_train.txt \
+        --output data/tokenizer_lovecraft.json
+    gothic-train --config=configs/lovecraft.py
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A tiny model of the bundled sample corpus, to see everything work on a laptop's CPU.
+r"""A tiny model of the bundled sample corpus, to see everything work on a laptop's CPU.
 
     gothic-tokenize --files data/sample/mixed_train.txt --vocab-size 1024 \
         --output data/tokenizer_sample.json

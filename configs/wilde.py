@@ -1,7 +1,8 @@
-"""Wilde alone.
+r"""Wilde alone.
 
-gothic-tokenize --files data/processed/wilde_train.txt --output data/tokenizer_wilde.json
-gothic-train --config=configs/wilde.py
+    gothic-tokenize --files data/processed/wilde_train.txt \
+        --output data/tokenizer_wilde.json
+    gothic-train --config=configs/wilde.py
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
 """Causal attention: cuDNN's fused kernel where it runs, XLA elsewhere, chosen once."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+Implementation = Literal["cudnn", "xla"]
 
 
 def causal_attention(
@@ -12,7 +14,7 @@ def causal_attention(
     key: Float[Array, "batch time head head_dim"],
     value: Float[Array, "batch time head head_dim"],
     *,
-    implementation: str,
+    implementation: Implementation,
 ) -> Float[Array, "batch time head head_dim"]:
     """Softmax(Q K^T / sqrt(head_dim)) V in which no position sees a later one; softmax in f32."""
     return jax.nn.dot_product_attention(
@@ -47,7 +49,7 @@ def cached_attention(
     return jnp.einsum("bhts,bhsd->bthd", weights, values), keys, values
 
 
-def choose(device: jax.Device, head_dim: int, dtype: Any) -> tuple[str, str]:
+def choose(device: jax.Device, head_dim: int, dtype: Any) -> tuple[Implementation, str]:
     """The implementation for a device, and why: ("cudnn" or "xla", reason).
 
     cuDNN is proved by compiling and running a small forward and backward pass, since it

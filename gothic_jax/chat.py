@@ -18,7 +18,7 @@ from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import Params
 from gothic_jax.sampler import Sampler, Sampling, decoding_dtype, keep_window
-from gothic_jax.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, token_bytes, voices
+from gothic_jax.tokenizer import end_of_text_id, fingerprint, load_tokenizer, token_bytes, voices
 
 MAX_SEED = 2**32
 
@@ -41,7 +41,7 @@ class Writer:
         self.voices = voices(tokenizer)
         self._params = params
         self._sampler = sampler
-        self._end = tokenizer.token_to_id(END_OF_TEXT)
+        self._end = end_of_text_id(tokenizer)
         self._bytes = token_bytes(tokenizer)
 
     @property

@@ -24,6 +24,7 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError in place of argparse's several lines and exit."""
         raise UserError(f"{message}; `{self.prog} --help` lists the options")
 
 

@@ -114,7 +114,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
 
 def flatten(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings by dotted name: {"model": {"n_layer": 8}} as {"model.n_layer": 8}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = flatten(value) if isinstance(value, dict) else {"": value}
         flat |= {f"{name}.{leaf}".rstrip("."): leaf_value for leaf, leaf_value in inner.items()}

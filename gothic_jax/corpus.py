@@ -2,10 +2,8 @@
 
 import argparse
 import csv
-import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +17,13 @@ from rich.table import Table
 from gothic_jax.cleaning import clean, clean_plain, words
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.download import Item, fetch, is_url
+from gothic_jax.files import sha256
+from gothic_jax.texts import VOICE_NAME, join_works
+from gothic_jax.texts import Work as VoicedText
 
 SPLITS = ("train", "val", "test")
 MIXED = "mixed"
 RESERVED_VOICES = (MIXED, "endoftext", "any")
-END_OF_TEXT = "<|endoftext|>"
 
 NGRAM = 13  # words; shorter runs are as likely an idiom as a repeat
 MAX_OVERLAP = 0.02  # share of a held-out work's n-grams that may stand in train
@@ -164,7 +164,7 @@ def _chosen(text: str, known: Sequence[str], noun: str, flag: str) -> tuple[str,
 def parse_add(text: str) -> Own:
     """The voice and pattern of `NAME=GLOB`. Raises UserError."""
     voice, equals, pattern = text.partition("=")
-    if not equals or not pattern or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", voice):
+    if not equals or not pattern or not VOICE_NAME.fullmatch(voice):
         raise UserError(
             f"--add {text}: write NAME=GLOB, such as poe='texts/poe/*.txt', the name in "
             "lower-case letters, digits, - and _"
@@ -239,7 +239,7 @@ def own_texts(own: Own) -> list[Text]:
     if len(paths) == 1:
         return _split_by_position(own.voice, paths[0], bodies[paths[0]])
     # The order must not hang on where the files lie, only on what they are.
-    order = sorted(paths, key=lambda p: (hashlib.sha256(bodies[p].encode()).digest(), p.name))
+    order = sorted(paths, key=lambda p: (sha256(bodies[p].encode()), p.name))
     held_out = max(1, round(len(order) * HELD_OUT_SHARE))
     splits = dict.fromkeys(order, "train")
     splits.update(dict.fromkeys(order[:held_out], "val"))
@@ -471,7 +471,7 @@ def write_corpus(folder: Path, texts: Sequence[Text], contents: dict[str, object
     """
     files: dict[str, list[str]] = {}
     for text in texts:
-        work = f"<|{text.voice}|>\n{text.body}\n{END_OF_TEXT}\n"
+        work = join_works([VoicedText(text.voice, text.body)])
         for voice in (text.voice, MIXED):
             files.setdefault(f"{voice}_{text.split}.txt", []).append(work)
     outputs = {name: "".join(works).encode() for name, works in files.items()}

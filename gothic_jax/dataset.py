@@ -11,14 +11,8 @@ from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
 from gothic_jax.files import sha256, write_atomically
-from gothic_jax.tokenizer import (
-    END_OF_TEXT,
-    fingerprint,
-    read_text,
-    special_tokens,
-    split_works,
-    voice_token,
-)
+from gothic_jax.texts import read_text, split_works, voice_token
+from gothic_jax.tokenizer import end_of_text_id, fingerprint, special_tokens
 
 
 class TokenText(NamedTuple):
@@ -41,7 +35,7 @@ def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
     """
     text = read_text(path)
     text_hash = sha256(text.encode())
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    end_of_text = end_of_text_id(tokenizer)
     key = sha256(f"{text_hash} {fingerprint(tokenizer)}".encode())[:16]
     cache = path.parent / ".tokens" / f"{path.stem}.{key}.npy"
     tokens = _read_cache(cache)
@@ -57,7 +51,7 @@ def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, "
     if tokenizer.get_vocab_size() > 2**16:
         raise UserError("the tokenizer has over 65,536 tokens; train one with a smaller vocabulary")
     works = split_works(text)
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    end_of_text = end_of_text_id(tokenizer)
     specials = special_tokens(tokenizer)
     encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
     pieces = []
@@ -98,7 +92,7 @@ def _openers(tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenizer) -> UInt16[n
     specials = np.array(sorted(special_tokens(tokenizer).values()))
     is_special = np.isin(tokens, specials)
     latest = np.maximum.accumulate(np.where(is_special, np.arange(tokens.size), -1))
-    end_of_text = np.uint16(tokenizer.token_to_id(END_OF_TEXT))
+    end_of_text = np.uint16(end_of_text_id(tokenizer))
     return np.where(latest >= 0, tokens[latest], end_of_text)
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
-from gothic_jax.attention import choose
+from gothic_jax.attention import Implementation, choose
 from gothic_jax.checkpoint import load_meta, load_params, load_tokenizer_copy, locate
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.dataset import TokenText, load_tokens
@@ -121,7 +121,7 @@ LossFunction = Callable[
 
 def loss_function(
     graphdef: "nnx.GraphDef[GPT]",
-    attention: str,
+    attention: Implementation,
     sharding: jax.sharding.Sharding | None = None,
 ) -> LossFunction:
     """Jitted (params, inputs, targets) -> nats of each target, [batch, block].

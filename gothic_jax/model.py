@@ -13,14 +13,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gothic_jax.attention import cached_attention, causal_attention
+from gothic_jax.attention import Implementation, cached_attention, causal_attention
 from gothic_jax.cli import UserError
 
 ARCHITECTURES = ("gemma", "gpt2")
@@ -63,7 +63,8 @@ class KVCache(NamedTuple):
     values: Float[Array, "batch head cache head_dim"]
 
 
-Attend = Callable[[Array, Array, Array], tuple[Array, KVCache | None]]
+Cache = TypeVar("Cache", KVCache, None)
+Attend = Callable[[Array, Array, Array], tuple[Array, Cache]]
 """(query, key, value) -> (context, the layer's new cache); all [batch, time, head, head_dim]."""
 
 
@@ -170,8 +171,8 @@ class Attention(nnx.Module):
         self.out = _linear(width, width, config, dtype, rngs, _residual_std(config))
 
     def __call__(
-        self, x: Float[Array, "n embed"], positions: Int[Array, " time"], attend: Attend
-    ) -> tuple[Float[Array, "n embed"], KVCache | None]:
+        self, x: Float[Array, "n embed"], positions: Int[Array, " time"], attend: Attend[Cache]
+    ) -> tuple[Float[Array, "n embed"], Cache]:
         """The attention's output for each token, and the layer's new cache if there is one."""
         heads = self.qkv(x).reshape(-1, positions.size, 3, self.n_head, x.shape[1] // self.n_head)
         query, key, value = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
@@ -216,9 +217,9 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "n embed"],
         positions: Int[Array, " time"],
-        attend: Attend,
+        attend: Attend[Cache],
         dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "n embed"], KVCache | None]:
+    ) -> tuple[Float[Array, "n embed"], Cache]:
         """The residual stream after this block, and the layer's new cache if there is one."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         attended, cache = self.attention(self.attention_norm(x), positions, attend)
@@ -252,7 +253,7 @@ class GPT(nnx.Module):
         self,
         tokens: Int[Array, "batch time"],
         *,
-        attention: str = "xla",
+        attention: Implementation = "xla",
         dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "batch time vocab"]:
         """Logits (f32) of the token after each one. Without `dropout_key` nothing is dropped.
@@ -264,15 +265,14 @@ class GPT(nnx.Module):
         if self.config.architecture == "gpt2":
             positions = self.position_embedding[:time].astype(self.dtype)
             x = (x.reshape(batch, time, -1) + positions).reshape(x.shape)
-        key = dropout_key
-        if key is not None:
-            x = self.dropout(x, rngs=jax.random.fold_in(key, self.config.n_layer))
+        if dropout_key is not None:
+            x = self.dropout(x, rngs=jax.random.fold_in(dropout_key, self.config.n_layer))
 
         def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
             return causal_attention(query, key, value, implementation=attention), None
 
         for layer, block in enumerate(self.blocks):
-            block_key = None if key is None else jax.random.fold_in(key, layer)
+            block_key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
             x, _ = block(x, jnp.arange(time), attend, block_key)
         return self.logits(self.final_norm(x)).reshape(batch, time, -1)
 

@@ -1,72 +1,23 @@
-"""gothic-tokenize: byte-level BPE over texts whose works are opened by voice tokens.
-
-A text file is a row of works. Each opens with a line `<|voice|>` and closes with a line
-`<|endoftext|>`; a file without such lines is one work of no voice.
-"""
+"""gothic-tokenize: byte-level BPE, whose special tokens are the voices of the texts."""
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.files import write_atomically
-
-END_OF_TEXT = "<|endoftext|>"
-_MARKER = re.compile(r"<\|([a-z0-9][a-z0-9_-]*)\|>")
-_MARKER_LINE = re.compile(rf"^{_MARKER.pattern}$", re.MULTILINE)
-
-
-class Work(NamedTuple):
-    """A work of a text file: its voice ("" where the file names none) and its text."""
-
-    voice: str
-    text: str
-
-
-def voice_token(voice: str) -> str:
-    """The special token of a voice."""
-    return f"<|{voice}|>"
-
-
-def read_text(path: Path) -> str:
-    """The file's text with \\n line ends; raises UserError where it is missing or not text."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; `gothic-data` makes the texts") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.start}); `gothic-data --add NAME=GLOB` converts"
-            " texts"
-        ) from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.strip():
-        raise UserError(f"{path} is empty; `gothic-data` makes the texts")
-    return text
-
-
-def split_works(text: str) -> list[Work]:
-    """The works of a text, in order; text before the first marker is a work of no voice."""
-    works = []
-    voice, start = "", 0
-
-    def close(end: int) -> None:
-        body = text[start:end].strip("\n")
-        if body.strip():
-            works.append(Work(voice, body))
-
-    for marker in _MARKER_LINE.finditer(text):
-        close(marker.start())
-        voice, start = ("" if marker[0] == END_OF_TEXT else marker[1]), marker.end()
-    close(len(text))
-    return works
+from gothic_jax.texts import (
+    END_OF_TEXT,
+    MARKER,
+    Work,
+    find_text,
+    read_text,
+    split_works,
+    voice_token,
+)
 
 
 def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) -> Tokenizer:
@@ -142,12 +93,17 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     }
 
 
+def end_of_text_id(tokenizer: Tokenizer) -> int:
+    """The id of `<|endoftext|>`."""
+    return special_tokens(tokenizer)[END_OF_TEXT]
+
+
 def voices(tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the voice tokens, by the voice's name, in the order of the ids."""
     return {
         match[1]: index
         for token, index in sorted(special_tokens(tokenizer).items(), key=lambda item: item[1])
-        if token != END_OF_TEXT and (match := _MARKER.fullmatch(token))
+        if token != END_OF_TEXT and (match := MARKER.fullmatch(token))
     }
 
 
@@ -173,12 +129,6 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         if index not in specials:
             result[index] = bytes(table[character] for character in token)
     return result
-
-
-def find_text(name: str, data_dir: Path) -> Path:
-    """The path of a text: a bare file name is looked up in `data_dir`."""
-    path = Path(name)
-    return data_dir / path if path.parent == Path() and not path.exists() else path
 
 
 def _statistics(tokenizer: Tokenizer, works: Sequence[Work]) -> Iterator[str]:

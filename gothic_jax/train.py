@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint
-from gothic_jax.attention import choose
+from gothic_jax.attention import Implementation, choose
 from gothic_jax.checkpoint import Location, Meta
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.config import (
@@ -52,9 +52,9 @@ from gothic_jax.optimizer import (
     make_optimizer,
 )
 from gothic_jax.sampler import Sampler, Sampling, decoding_dtype
+from gothic_jax.texts import find_text
 from gothic_jax.tokenizer import (
-    END_OF_TEXT,
-    find_text,
+    end_of_text_id,
     fingerprint,
     load_tokenizer,
     token_bytes,
@@ -76,7 +76,7 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-def make_train_step(config: ConfigDict, attention: str) -> TrainStep:
+def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
     """One iteration, not yet jitted: (state, windows [micro, batch, time + 1]) -> new state."""
     shape = model_config(config)
     graphdef = graph(shape, jnp.dtype(config.compute_dtype))
@@ -251,12 +251,11 @@ class Run:
         windows = self.put(self.batches[0])
         with out_of_memory_told(MEMORY_CURE):
             program = jax.jit(step, donate_argnums=0).lower(self.state, windows).compile()
-        analysis = program.memory_analysis()
-        estimate = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-        return program, (
-            f"compiled in {time.perf_counter() - begin:.1f} s; estimated memory"
-            f" {estimate / 2**20:,.0f} MiB a device"
-        )
+        told = f"compiled in {time.perf_counter() - begin:.1f} s"
+        if analysis := program.memory_analysis():
+            estimate = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+            told += f"; estimated memory {estimate / 2**20:,.0f} MiB a device"
+        return program, told
 
     def put(self, windows: Int[np.ndarray, "micro batch window"]) -> Array:
         """The windows on the devices, each micro-batch divided over them."""
@@ -264,7 +263,8 @@ class Run:
 
     def samples(self, sampler: Sampler) -> dict[str, str]:
         """A sample of each voice, the same random numbers each time."""
-        openers = voices(self.tokenizer) or {"text": self.tokenizer.token_to_id(END_OF_TEXT)}
+        end = end_of_text_id(self.tokenizer)
+        openers = voices(self.tokenizer) or {"text": end}
         prompt = np.array(list(openers.values()), np.int32)[:, None]
         chunks = sampler.stream(
             self.state.params,
@@ -274,7 +274,6 @@ class Run:
             seed=self.config.seed,
         )
         written = np.concatenate(list(chunks), axis=1)
-        end = self.tokenizer.token_to_id(END_OF_TEXT)
         return {
             voice: self.tokenizer.decode(list(row[: (row == end).argmax() or None]))
             for voice, row in zip(openers, written, strict=True)
@@ -354,7 +353,7 @@ class Run:
             self.meta = dataclasses.replace(self.meta, iteration=done)
             evaluated = stop.received is None and self._evaluate(tracker, losses, sampler)
             val_loss = self.meta.scores[ALL]["loss"] if evaluated and self.meta.scores else None
-            saver.save(*self.state, self.meta, self.tokenizer, val_loss)
+            saver.save(self.state.params, self.state.optimizer, self.meta, self.tokenizer, val_loss)
             tracker.flush()
             if stop.received is not None:
                 tracker.say(f"stopped at iteration {done}; `--resume` goes on from here")

@@ -13,7 +13,8 @@ import pytest
 from common import TEXT, TINY, Workplace
 from tokenizers import Tokenizer
 
-from gothic_jax.tokenizer import split_works, train_tokenizer
+from gothic_jax.texts import split_works
+from gothic_jax.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,8 @@ from common import TEXT, Workplace
 
 from gothic_jax import checkpoint, train
 from gothic_jax.cli import UserError
-from gothic_jax.tokenizer import split_works, train_tokenizer
+from gothic_jax.texts import split_works
+from gothic_jax.tokenizer import train_tokenizer
 
 
 def failing(

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
 from gothic_jax.dataset import TokenText, batch_iterator, load_tokens, training_batches
-from gothic_jax.tokenizer import END_OF_TEXT, split_works, train_tokenizer
+from gothic_jax.texts import END_OF_TEXT, split_works
+from gothic_jax.tokenizer import train_tokenizer
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from gothic_jax.cli import UserError
 from gothic_jax.dataset import TokenText, load_tokens
 from gothic_jax.evaluate import Evaluator, Score, cut_windows, loss_function
 from gothic_jax.model import graph, init_params
-from gothic_jax.tokenizer import special_tokens, split_works
+from gothic_jax.texts import split_works
+from gothic_jax.tokenizer import special_tokens
 
 
 @pytest.fixture

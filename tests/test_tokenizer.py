@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gothic_jax import tokenizer as module
 from gothic_jax.cli import UserError
+from gothic_jax.texts import END_OF_TEXT, Work, split_works
 from gothic_jax.tokenizer import (
-    Work,
     load_tokenizer,
     main,
     parse_tokenizer,
     special_tokens,
-    split_works,
     token_bytes,
     train_tokenizer,
     voices,
@@ -131,4 +129,4 @@ def test_the_real_corpus_takes_under_ten_seconds(mirror: Path) -> None:
     assert time.monotonic() - begin < 10
     assert isinstance(trained, Tokenizer)
     assert trained.get_vocab_size() == 4096
-    assert module.END_OF_TEXT in special_tokens(trained)
+    assert END_OF_TEXT in special_tokens(trained)

@@ -199,3 +199,21 @@ def test_patience_stops_a_run_that_no_longer_improves(
     assert code == 0
     assert "validation has not improved for 2 evaluations" in out
     assert "40/40" not in out
+
+
+@pytest.mark.gpu
+def test_the_default_step_on_a_gpu_uses_cudnn_and_no_scatter() -> None:
+    config = get_config()
+    config.max_iters = 3
+    state = new_state(config)
+    compiled = (
+        jax.jit(make_train_step(config, "cudnn"), donate_argnums=0)
+        .lower(state, jnp.asarray(windows(config)))
+        .compile()
+    )
+    program = compiled.as_text()
+    assert "__cudnn$fmha" in program
+    assert "scatter(" not in program
+    for seed in range(3):
+        state, metrics = compiled(state, jnp.asarray(windows(config, seed)))
+        assert np.isfinite(float(metrics["loss"]))

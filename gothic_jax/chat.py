@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
@@ -18,8 +19,9 @@ from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import Params
 from gothic_jax.sampler import Sampler, Sampling, decoding_dtype, keep_window
-from gothic_jax.tokenizer import end_of_text_id, fingerprint, load_tokenizer, token_bytes, voices
+from gothic_jax.tokenizer import end_of_text_id, token_bytes, voices
 
+DEFAULT_PROMPT = "In the shadow of"
 MAX_SEED = 2**32
 
 
@@ -69,9 +71,9 @@ class Writer:
     ) -> Iterator[list[str]]:
         """Yields, for each sample, what it adds next; a sample ends where its work does.
 
-        Bytes are held back until their character is whole.
+        Bytes are held back until their character is whole; bytes that make none are left out.
         """
-        decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(samples)]
+        decoders = [codecs.getincrementaldecoder("utf-8")("ignore") for _ in range(samples)]
         ended = [False] * samples
         chunks = self._sampler.stream(
             self._params,
@@ -90,7 +92,6 @@ class Writer:
             yield texts
             if all(ended):
                 break
-        yield [decoder.decode(b"", final=True) for decoder in decoders]
 
 
 def load_writer(name: str, tokenizer_path: Path | None, device: jax.Device) -> Writer:
@@ -101,16 +102,11 @@ def load_writer(name: str, tokenizer_path: Path | None, device: jax.Device) -> W
     if tokenizer_path is None:
         tokenizer = checkpoint.load_tokenizer_copy(location, meta)
     else:
-        tokenizer = load_tokenizer(tokenizer_path)
-        if fingerprint(tokenizer) != meta.tokenizer_sha256:
-            raise UserError(
-                f"{location} was trained with another tokenizer than {tokenizer_path}; leave"
-                " --tokenizer out to use its own"
-            )
+        tokenizer = checkpoint.load_same_tokenizer(tokenizer_path, location, meta)
     dtype = decoding_dtype(device.platform)
     params = jax.tree.map(
         lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf,
-        checkpoint.load_params(location, config),
+        checkpoint.load_params(location, config, SingleDeviceSharding(device)),
     )
     return Writer(params, Sampler(config, dtype=dtype), tokenizer)
 
@@ -196,7 +192,7 @@ def describe(settings: Settings) -> str:
 
 
 def converse(
-    writer: Writer, settings: Settings, samples: int, read_line: Callable[[str], str] = input
+    writer: Writer, settings: Settings, samples: int, read_line: Callable[[str], str]
 ) -> None:
     """Reads beginnings and commands until /quit or the end of input."""
     print(f"voices: {', '.join(writer.voices) or 'none'}\n{describe(settings)}\n{HELP}")
@@ -241,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="gothic-chat", description="Write with a trained model.")
     parser.add_argument("--checkpoint", required=True, help="RUN/best, RUN/latest or RUN/ITERATION")
     parser.add_argument("--tokenizer", type=Path, help="default: the checkpoint's own")
-    parser.add_argument("--prompt", default="In the shadow of", help="how the text begins")
+    parser.add_argument("--prompt", help=f"how the text begins (default: {DEFAULT_PROMPT})")
     parser.add_argument("--max-tokens", type=int, default=200, help="tokens to write")
     parser.add_argument(
         "--temperature", type=float, default=defaults.temperature, help="0: likeliest words only"
@@ -261,15 +257,17 @@ def main(argv: Sequence[str]) -> None:
     if arguments.num_samples < 1:
         raise UserError(f"--num-samples must be at least 1, not {arguments.num_samples}")
     device = select_device(arguments.device)
-    writer = load_writer(arguments.checkpoint, arguments.tokenizer, device)
-    # A wrong voice or prompt is told before anything is compiled.
-    writer.encode(arguments.prompt, arguments.voice)
-    with out_of_memory_told("lower --num-samples"):
+    prompt = arguments.prompt
+    if prompt is None and not arguments.interactive:
+        prompt = DEFAULT_PROMPT
+    with out_of_memory_told("lower --num-samples, or write with --device cpu"):
+        writer = load_writer(arguments.checkpoint, arguments.tokenizer, device)
+        # A wrong voice is told before anything is compiled.
+        writer.encode(DEFAULT_PROMPT, arguments.voice)
+        if prompt is not None:
+            reply(writer, prompt, settings, arguments.num_samples, _new_seed(settings))
         if arguments.interactive:
-            converse(writer, settings, arguments.num_samples)
-        else:
-            seed = _new_seed(settings)
-            reply(writer, arguments.prompt, settings, arguments.num_samples, seed)
+            converse(writer, settings, arguments.num_samples, input)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,13 @@ A run's folder holds one numbered folder for each kept iteration, with four item
 `optimizer`, `meta` (settings, data position, scores, hashes) and `tokenizer`.
 """
 
+import contextlib
 import dataclasses
 import logging
+import math
+import shutil
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
 from gothic_jax.model import ModelConfig, Params, abstract_params
-from gothic_jax.tokenizer import fingerprint, parse_tokenizer
+from gothic_jax.tokenizer import fingerprint, load_tokenizer, parse_tokenizer
 
 # Orbax tells of every save and restore at warning level.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -56,7 +61,8 @@ class Location:
 
 
 def _val_loss(metrics: dict[str, float]) -> float:
-    return metrics["val_loss"]
+    loss = metrics["val_loss"]
+    return math.inf if math.isnan(loss) else loss  # NaN compares as neither better nor worse
 
 
 def _manager(run: Path, *, read_only: bool) -> ocp.CheckpointManager:
@@ -86,6 +92,12 @@ class Saver:
     """Writes a run's checkpoints in the background; close() waits for the last."""
 
     def __init__(self, run: Path) -> None:
+        # Orbax takes any folder with a number for a name for a step, and may delete it.
+        strangers = {int(path.name) for path in run.glob("*/") if path.name.isdecimal()}
+        if strangers := strangers.difference(iterations(run)):
+            raise UserError(
+                f"--out-dir {run} holds {min(strangers)}/, which is no checkpoint; name another"
+            )
         try:
             self._orbax = _manager(run, read_only=False)
         except OSError as error:
@@ -127,7 +139,20 @@ def iterations(run: Path) -> list[int]:
     """The iterations that a run's folder holds checkpoints of, in order."""
     if not run.is_dir():
         return []
-    return sorted(ocp.utils.checkpoint_steps(run.resolve()))
+    # Any folder may have a number for a name; Orbax's have this file.
+    steps = [path.parent.name for path in run.glob("*/_CHECKPOINT_METADATA")]
+    return sorted(int(step) for step in steps if step.isdecimal())
+
+
+def delete_run(run: Path) -> None:
+    """Deletes a run's checkpoints and logs, and nothing else that lies in its folder."""
+    try:
+        for iteration in iterations(run):
+            shutil.rmtree(run / str(iteration))
+        if (run / "logs").is_dir():
+            shutil.rmtree(run / "logs")
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be deleted: {error.strerror}") from error
 
 
 def locate(name: str) -> Location:
@@ -148,19 +173,26 @@ def locate(name: str) -> Location:
         return Location(run, int(which))
     if which == "latest":
         return Location(run, held[-1])
-    with _manager(run, read_only=True) as orbax:
+    with _unreadable_told(run), _manager(run, read_only=True) as orbax:
         best = orbax.best_step()
     # A run that was stopped before its first evaluation has no best.
     return Location(run, held[-1] if best is None else best)
 
 
-def _restore(location: Location, **items: Any) -> Any:
+@contextlib.contextmanager
+def _unreadable_told(what: Location | Path) -> Iterator[None]:
     try:
-        with _manager(location.run, read_only=True) as orbax:
-            return orbax.restore(location.iteration, args=ocp.args.Composite(**items))
+        yield
     except (OSError, ValueError, KeyError, TypeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise UserError(f"the checkpoint {location} cannot be read: {first_line}") from error
+        reason = textwrap.shorten(str(error), 160)
+        raise UserError(
+            f"the checkpoint {what} cannot be read; try another, or train anew ({reason})"
+        ) from error
+
+
+def _restore(location: Location, **items: Any) -> Any:
+    with _unreadable_told(location), _manager(location.run, read_only=True) as orbax:
+        return orbax.restore(location.iteration, args=ocp.args.Composite(**items))
 
 
 def load_meta(location: Location) -> Meta:
@@ -172,10 +204,23 @@ def load_meta(location: Location) -> Meta:
         raise UserError(f"{location} was written by another version: {error}") from error
 
 
+def load_same_tokenizer(path: Path, location: Location, meta: Meta) -> Tokenizer:
+    """The tokenizer of a file; raises UserError where the checkpoint was trained with another."""
+    tokenizer = load_tokenizer(path)
+    if fingerprint(tokenizer) != meta.tokenizer_sha256:
+        raise UserError(
+            f"{location} was trained with another tokenizer than {path}; give that one, or leave"
+            " --tokenizer out to chat or fine-tune with the checkpoint's own"
+        )
+    return tokenizer
+
+
 def load_tokenizer_copy(location: Location, meta: Meta) -> Tokenizer:
     """The tokenizer kept in the checkpoint; raises UserError where its hash is not as saved."""
     restored = _restore(location, tokenizer=ocp.args.JsonRestore())
-    tokenizer = parse_tokenizer(restored["tokenizer"]["json"], f"the tokenizer of {location}")
+    with _unreadable_told(location):
+        content = restored["tokenizer"]["json"]
+    tokenizer = parse_tokenizer(content, f"the tokenizer of {location}")
     if fingerprint(tokenizer) != meta.tokenizer_sha256:
         raise UserError(f"the tokenizer of {location} is not the one it was saved with")
     return tokenizer
@@ -187,11 +232,8 @@ def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     )
 
 
-def load_params(
-    location: Location, config: ModelConfig, sharding: jax.sharding.Sharding | None = None
-) -> Params:
-    """The parameters, on `sharding` (default: the first device)."""
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def load_params(location: Location, config: ModelConfig, sharding: jax.sharding.Sharding) -> Params:
+    """The parameters, laid out by `sharding`."""
     target = _abstract(abstract_params(config), sharding)
     return _restore(location, params=ocp.args.StandardRestore(target))["params"]
 

@@ -6,8 +6,10 @@ friendly flags of `gothic-train` change single settings on top.
 
 import dataclasses
 import difflib
+import math
 import runpy
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +65,21 @@ def get_config() -> ConfigDict:
 
 
 def load_config(path: str) -> ConfigDict:
-    """The settings that the `get_config()` of a Python file gives; raises UserError."""
+    """The defaults, changed by what the `get_config()` of a Python file gives.
+
+    Raises UserError.
+    """
     if not Path(path).is_file():
         raise UserError(f"--config={path}: there is no such file; the repository has configs/*.py")
     try:
-        config = runpy.run_path(path)["get_config"]()
+        given = runpy.run_path(path)["get_config"]()
+        config = get_config()
+        if isinstance(given, ConfigDict):
+            config.update(given)
     # Whatever goes wrong in a person's own file is theirs to mend.
     except Exception as error:
         raise UserError(f"--config={path} fails: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
+    if not isinstance(given, ConfigDict):
         raise UserError(f"--config={path}: its get_config() must return a ConfigDict")
     unknown = flatten(config.to_dict()).keys() - flatten(get_config().to_dict()).keys()
     if unknown:
@@ -84,8 +92,9 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
 
     Raises UserError for an unknown or ill-typed setting, and for any other argument.
     """
-    for argument in arguments:
-        if argument.startswith("-") and not argument.startswith("--config."):
+    for before, argument in pairwise(["", *arguments]):
+        is_value = before.startswith("--config.") and "=" not in before
+        if argument.startswith("-") and not argument.startswith("--config.") and not is_value:
             raise UserError(f"unknown option {argument}; `gothic-train --help` lists the options")
     known = flatten(config.to_dict())
     for argument in arguments:
@@ -140,6 +149,9 @@ def validate(config: ConfigDict) -> None:
     )
     shares = "voice_dropout min_lr_ratio model.dropout"
     flat = flatten(config.to_dict())
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number, not {value}")
     for name in positive.split():
         if not flat[name] > 0:
             raise UserError(f"{name} must be above 0, and is {flat[name]}")

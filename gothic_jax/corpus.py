@@ -18,12 +18,11 @@ from gothic_jax.cleaning import clean, clean_plain, words
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.download import Item, fetch, is_url
 from gothic_jax.files import sha256
-from gothic_jax.texts import VOICE_NAME, join_works
+from gothic_jax.texts import RESERVED_VOICES, VOICE_NAME, join_works
 from gothic_jax.texts import Work as VoicedText
 
 SPLITS = ("train", "val", "test")
 MIXED = "mixed"
-RESERVED_VOICES = (MIXED, "endoftext", "any")
 
 NGRAM = 13  # words; shorter runs are as likely an idiom as a repeat
 MAX_OVERLAP = 0.02  # share of a held-out work's n-grams that may stand in train

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from gothic_jax.cli import UserError
 from gothic_jax.files import sha256, write_atomically
 from gothic_jax.texts import read_text, split_works, voice_token
-from gothic_jax.tokenizer import end_of_text_id, fingerprint, special_tokens
+from gothic_jax.tokenizer import end_of_text_id, fingerprint, special_tokens, voices
 
 
 class TokenText(NamedTuple):
@@ -30,8 +30,8 @@ class TokenText(NamedTuple):
 def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
     """The tokens of a text file, from the cache beside it where that is up to date.
 
-    Raises UserError where the file is missing, empty, not UTF-8, or opens a work with a voice
-    that the tokenizer does not know.
+    A work of a voice that the tokenizer does not know is read as one of no voice. Raises
+    UserError where the file is missing, empty or not UTF-8.
     """
     text = read_text(path)
     text_hash = sha256(text.encode())
@@ -51,20 +51,22 @@ def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, "
     if tokenizer.get_vocab_size() > 2**16:
         raise UserError("the tokenizer has over 65,536 tokens; train one with a smaller vocabulary")
     works = split_works(text)
+    if not works:
+        raise UserError(f"{path} holds no text between its markers; `gothic-data` makes texts")
     end_of_text = end_of_text_id(tokenizer)
     specials = special_tokens(tokenizer)
     encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
     pieces = []
     for work, encoding in zip(works, encodings, strict=True):
         token = voice_token(work.voice)
-        if work.voice and token not in specials:
-            raise UserError(
-                f"{path} has works of voice {token}, which the tokenizer does not know; train it"
-                f" anew: `gothic-tokenize --files {path}`"
-            )
-        opening = [specials[token]] if work.voice else []
+        opening = [specials[token]] if token in specials else []
         pieces.append(np.array([*opening, *encoding.ids, end_of_text], np.uint16))
     return np.concatenate(pieces)
+
+
+def unknown_voices(path: Path, tokenizer: Tokenizer) -> list[str]:
+    """The voices of a text that the tokenizer has no token for."""
+    return sorted({work.voice for work in split_works(read_text(path))} - {"", *voices(tokenizer)})
 
 
 def _read_cache(cache: Path) -> UInt16[np.ndarray, " n"] | None:

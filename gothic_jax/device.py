@@ -11,6 +11,8 @@ from gothic_jax.cli import UserError
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
     "A100": 312e12,
     "L40S": 362e12,
     "RTX 4090": 165.2e12,
@@ -39,6 +41,8 @@ def select_device(name: str) -> jax.Device:
 
 def peak_flops(device: jax.Device) -> float | None:
     """The device's bf16 peak in FLOP/s, or None where it is not known."""
+    if "Laptop" in device.device_kind:
+        return None  # other chips under the same names
     fits = [name for name in PEAK_BF16_FLOPS if name in device.device_kind]
     return PEAK_BF16_FLOPS[max(fits, key=len)] if fits else None
 

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
 from gothic_jax.attention import Implementation, choose
 from gothic_jax.checkpoint import load_meta, load_params, load_tokenizer_copy, locate
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.dataset import TokenText, load_tokens
+from gothic_jax.dataset import TokenText, load_tokens, unknown_voices
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import GPT, Params, graph
 from gothic_jax.tokenizer import special_tokens, token_bytes, voices
@@ -228,8 +229,11 @@ def main(argv: Sequence[str]) -> None:
     meta = load_meta(location)
     tokenizer = load_tokenizer_copy(location, meta)
     config = meta.model_config
+    path = Path(arguments.file)
+    for voice in unknown_voices(path, tokenizer):
+        print(f"this model has no voice {voice}: scored as no voice's words", file=sys.stderr)
     evaluator = Evaluator(
-        load_tokens(Path(arguments.file), tokenizer),
+        load_tokens(path, tokenizer),
         tokenizer,
         block_size=config.block_size,
         stride=arguments.stride,
@@ -239,10 +243,13 @@ def main(argv: Sequence[str]) -> None:
     attention, _ = choose(device, config.n_embd // config.n_head, dtype)
     losses = loss_function(graph(config, dtype), attention)
     with out_of_memory_told("lower --batch-size"):
-        scores = evaluator(losses, load_params(location, config))
+        params = load_params(location, config, SingleDeviceSharding(device))
+        scores = evaluator(losses, params)
     if arguments.json:
-        report = {"checkpoint": str(location), "file": arguments.file}
-        print(json.dumps(report | {name: score.as_dict() for name, score in scores.items()}))
+        report: dict[str, Any] = {"checkpoint": str(location), "file": arguments.file}
+        report |= scores.pop(ALL).as_dict()
+        report["voices"] = {voice: score.as_dict() for voice, score in scores.items()}
+        print(json.dumps(report))
     else:
         print(f"{arguments.file} under {location}")
         print(format_scores(scores))

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -20,7 +21,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sha256(content: bytes) -> str:

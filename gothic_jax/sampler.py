@@ -1,6 +1,5 @@
 """Writing with a KV cache: jitted prefill and decoding, and the filters of the next token."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -159,7 +158,7 @@ class Sampler:
         )
         settings = _Filter(
             jnp.float32(sampling.temperature),
-            jnp.int32(sampling.top_k or self.config.vocab_size),
+            jnp.int32(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size)),
             jnp.float32(sampling.top_p),
         )
         candidates = _candidates(sampling.top_k, self.config.vocab_size)
@@ -217,7 +216,6 @@ def keep_window(
     return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
 
 
-@functools.cache
 def decoding_dtype(platform: str) -> Any:
     """bf16, but f32 on a CPU: matrix-vector products in bf16 are several times slower there."""
     return jnp.float32 if platform == "cpu" else jnp.bfloat16

@@ -13,6 +13,8 @@ from gothic_jax.cli import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 VOICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+RESERVED_VOICES = frozenset({"all", "any", "endoftext", "mixed", "none"})
+"""Names that stand for something else: in file names, scores and commands."""
 MARKER = re.compile(rf"<\|({VOICE_NAME.pattern})\|>")
 """A special token; its group is the name."""
 _MARKER_LINE = re.compile(rf"^{MARKER.pattern}$", re.MULTILINE)
@@ -72,6 +74,8 @@ def split_works(text: str) -> list[Work]:
 
 
 def find_text(name: str, data_dir: Path) -> Path:
-    """The path of a text: a bare file name is looked up in `data_dir`."""
+    """The path of a text: a bare file name is looked up in `data_dir` first."""
     path = Path(name)
-    return data_dir / path if path.parent == Path() and not path.exists() else path
+    if path.name != name:
+        return path
+    return path if path.exists() and not (data_dir / name).exists() else data_dir / name

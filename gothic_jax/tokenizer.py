@@ -12,6 +12,7 @@ from gothic_jax.files import write_atomically
 from gothic_jax.texts import (
     END_OF_TEXT,
     MARKER,
+    RESERVED_VOICES,
     Work,
     find_text,
     read_text,
@@ -22,7 +23,10 @@ from gothic_jax.texts import (
 
 def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) -> Tokenizer:
     """A byte-level BPE tokenizer of at most `vocab_size` tokens, specials and bytes included."""
-    specials = [END_OF_TEXT, *sorted({voice_token(work.voice) for work in works if work.voice})]
+    voices = sorted({work.voice for work in works if work.voice})
+    if reserved := RESERVED_VOICES.intersection(voices):
+        raise UserError(f"no voice can be called {', '.join(reserved)}; name it otherwise")
+    specials = [END_OF_TEXT, *map(voice_token, voices)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(specials) + len(alphabet)
     if vocab_size < smallest:
@@ -42,6 +46,8 @@ def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) 
     )
     paragraphs = (paragraph for work in works for paragraph in work.text.splitlines(keepends=True))
     tokenizer.train_from_iterator(paragraphs, trainer)
+    # Within a text, a marker is a word like others; only dataset.py and chat.py place tokens.
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
@@ -74,8 +80,10 @@ def parse_tokenizer(json: str, source: str) -> Tokenizer:
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise UserError(f"{source} has gaps in its token ids; `gothic-tokenize` makes a sound one")
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    if not alphabet <= vocabulary.keys():
+    words = vocabulary.keys() - special_tokens(tokenizer).keys()
+    if not alphabet <= words or not alphabet.issuperset("".join(words)):
         raise UserError(f"{source} is not byte-level; `gothic-tokenize` makes one that is")
+    tokenizer.encode_special_tokens = True  # the file does not keep this
     return tokenizer
 
 

@@ -34,9 +34,7 @@ class Tracker:
         self._device = jax.local_devices()[0]
         peak = peak_flops(self._device)
         self._mfu_per_rate = flops_per_iteration / peak / jax.local_device_count() if peak else None
-        self._board = SummaryWriter(
-            str(Path(config.out_dir) / "logs"), purge_step=first + 1 if first else None
-        )
+        self._board = SummaryWriter(str(Path(config.out_dir) / "logs"), purge_step=first + 1)
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),

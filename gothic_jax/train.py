@@ -3,27 +3,26 @@
 import argparse
 import contextlib
 import dataclasses
-import shutil
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint
-from gothic_jax.attention import Implementation, choose
+from gothic_jax.attention import choose
 from gothic_jax.checkpoint import Location, Meta
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.config import (
@@ -34,24 +33,26 @@ from gothic_jax.config import (
     override,
     validate,
 )
-from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
+from gothic_jax.dataset import (
+    batch_iterator,
+    load_tokens,
+    training_batches,
+    unknown_voices,
+)
 from gothic_jax.device import memory_peak, out_of_memory_told
-from gothic_jax.evaluate import ALL, Evaluator, loss_function, token_losses
+from gothic_jax.evaluate import ALL, Evaluator, LossFunction, loss_function
 from gothic_jax.model import (
-    GPT,
-    Params,
     flops_per_token,
     graph,
     init_params,
     parameter_count,
 )
 from gothic_jax.optimizer import (
-    apply_mean_gradient,
     init_optimizer,
-    learning_rate_schedule,
     make_optimizer,
 )
 from gothic_jax.sampler import Sampler, Sampling, decoding_dtype
+from gothic_jax.step import Metrics, TrainState, TrainStep, data_mesh, make_train_step
 from gothic_jax.texts import find_text
 from gothic_jax.tokenizer import (
     end_of_text_id,
@@ -61,72 +62,6 @@ from gothic_jax.tokenizer import (
     voices,
 )
 from gothic_jax.tracking import Tracker, duration
-
-
-class TrainState(NamedTuple):
-    """What training changes. The iteration is the optimizer's `gradient_step`."""
-
-    params: Params
-    optimizer: optax.MultiStepsState
-
-
-Metrics = dict[str, Array]
-"""`loss` (nats per token), `gradient_norm` (before clipping) and `learning_rate`."""
-
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-
-
-def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
-    """One iteration, not yet jitted: (state, windows [micro, batch, time + 1]) -> new state."""
-    shape = model_config(config)
-    graphdef = graph(shape, jnp.dtype(config.compute_dtype))
-    optimizer = make_optimizer(config)
-    schedule = learning_rate_schedule(config)
-    micro_steps = config.gradient_accumulation_steps
-
-    def loss(
-        params: Params, windows: Int[Array, "batch window"], key: Array | None
-    ) -> Float[Array, ""]:
-        model: GPT = nnx.merge(graphdef, params)
-        logits = model(windows[:, :-1], attention=attention, dropout_key=key)
-        return token_losses(logits, windows[:, 1:]).mean()
-
-    def train_step(
-        state: TrainState, windows: Int[Array, "micro batch window"]
-    ) -> tuple[TrainState, Metrics]:
-        iteration = state.optimizer.gradient_step
-        # A function of the iteration alone, so that a resumed run drops what it would have.
-        key = jax.random.fold_in(jax.random.key(config.seed), iteration)
-
-        def micro_step(
-            total: tuple[Array, Params], inputs: tuple[Array, Array]
-        ) -> tuple[tuple[Array, Params], None]:
-            index, batch = inputs
-            dropout_key = jax.random.fold_in(key, index) if shape.dropout else None
-            one = jax.value_and_grad(loss)(state.params, batch, dropout_key)
-            return jax.tree.map(jnp.add, total, one), None
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = jax.lax.scan(micro_step, zero, (jnp.arange(micro_steps), windows))
-        mean_loss, gradient = jax.tree.map(lambda leaf: leaf / micro_steps, total)
-        params, optimizer_state = apply_mean_gradient(
-            optimizer, micro_steps, gradient, state.optimizer, state.params
-        )
-        metrics = {
-            "loss": mean_loss,
-            "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": schedule(iteration),
-        }
-        return TrainState(params, optimizer_state), metrics
-
-    return train_step
-
-
-def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh of one axis, `data`, over which each micro-batch is divided."""
-    return jax.make_mesh(
-        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=list(devices)
-    )
 
 
 class StopSignal:
@@ -165,9 +100,19 @@ class Run:
         self.config = config
         self.tokenizer = tokenizer
         self.shape = model_config(config)
-        data_dir = Path(config.data_dir)
-        self.train_text = load_tokens(find_text(config.train_file, data_dir), tokenizer)
-        val_text = load_tokens(find_text(config.val_file, data_dir), tokenizer)
+        train_path, val_path = (
+            find_text(name, Path(config.data_dir)) for name in (config.train_file, config.val_file)
+        )
+        self.train_text = load_tokens(train_path, tokenizer)
+        val_text = load_tokens(val_path, tokenizer)
+        if unknown := unknown_voices(train_path, tokenizer):
+            if start is None:
+                raise UserError(
+                    f"{train_path} has voices that the tokenizer does not know:"
+                    f" {', '.join(unknown)}; train it anew: `gothic-tokenize --files {train_path}"
+                    f" --output {config.tokenizer}`"
+                )
+            print(f"the tokenizer does not know {', '.join(unknown)}: learned as no voice's words")
         self.batches = training_batches(
             self.train_text,
             shape=(config.gradient_accumulation_steps, config.batch_size),
@@ -209,12 +154,12 @@ class Run:
             params = init_params(self.shape, config.seed)
         else:
             params = checkpoint.load_params(start, self.shape, self.everywhere)
-        self.state = jax.device_put(
-            TrainState(params, init_optimizer(optimizer, params)), self.everywhere
-        )
         if start is not None and resume:
-            restored = checkpoint.load_optimizer(start, self.state.optimizer, self.everywhere)
-            self.state = TrainState(params, restored)
+            like = jax.eval_shape(partial(init_optimizer, optimizer), params)
+            state = TrainState(params, checkpoint.load_optimizer(start, like, self.everywhere))
+        else:
+            state = TrainState(params, init_optimizer(optimizer, params))
+        self.state = jax.device_put(state, self.everywhere)
 
     @property
     def tokens_per_iteration(self) -> int:
@@ -275,7 +220,7 @@ class Run:
         )
         written = np.concatenate(list(chunks), axis=1)
         return {
-            voice: self.tokenizer.decode(list(row[: (row == end).argmax() or None]))
+            voice: self.tokenizer.decode(list(row[: np.argmax(np.append(row, end) == end)]))
             for voice, row in zip(openers, written, strict=True)
         }
 
@@ -293,6 +238,9 @@ class Run:
             stack.enter_context(out_of_memory_told(MEMORY_CURE))
             step, how = self.compile()
             say(how)
+            if not self.meta.iteration:
+                # An old run, if there is one, goes now that the new one is sure to begin.
+                checkpoint.delete_run(Path(self.config.out_dir))
             saver = checkpoint.Saver(Path(self.config.out_dir))
             stack.callback(saver.close)
             bytes_per_token = np.mean(
@@ -315,7 +263,9 @@ class Run:
             saver.close()
             for line in self._summary(tracker, time.perf_counter() - begin):
                 tracker.say(line)
-        return 0 if stop.received is None else 128 + stop.received
+        if stop.received is None or self.meta.iteration == self.config.max_iters:
+            return 0
+        return 128 + stop.received
 
     def _loop(
         self, step: TrainStep, tracker: Tracker, saver: checkpoint.Saver, stop: StopSignal
@@ -335,7 +285,9 @@ class Run:
         def read() -> None:
             if unread is not None:
                 done, metrics = unread
-                tracker.iteration(done, {name: float(value) for name, value in metrics.items()})
+                figures = {name: float(value) for name, value in metrics.items()}
+                refuse_divergence(done, figures)
+                tracker.iteration(done, figures)
 
         for done in range(self.meta.iteration + 1, config.max_iters + 1):
             self.state, metrics = step(self.state, windows)
@@ -345,17 +297,18 @@ class Run:
             read()
             unread = (done, metrics)
             last = done == config.max_iters
-            if not (last or done % config.eval_interval == 0 or stop.received is not None):
+            evaluation_due = last or done % config.eval_interval == 0
+            if not evaluation_due and stop.received is None:
                 continue
             read()
             unread = None
             tracker.pause_clock()
             self.meta = dataclasses.replace(self.meta, iteration=done)
-            evaluated = stop.received is None and self._evaluate(tracker, losses, sampler)
-            val_loss = self.meta.scores[ALL]["loss"] if evaluated and self.meta.scores else None
+            # Also after a signal: a resumed run would not come back to this evaluation.
+            val_loss = self._evaluate(tracker, losses, sampler) if evaluation_due else None
             saver.save(self.state.params, self.state.optimizer, self.meta, self.tokenizer, val_loss)
             tracker.flush()
-            if stop.received is not None:
+            if stop.received is not None and not last:
                 tracker.say(f"stopped at iteration {done}; `--resume` goes on from here")
                 return
             if config.patience and self.meta.evaluations_since_best >= config.patience:
@@ -366,10 +319,11 @@ class Run:
                 return
             tracker.resume_clock()
 
-    def _evaluate(self, tracker: Tracker, losses: Any, sampler: Sampler) -> bool:
-        """Scores the validation text and writes samples; says that it did."""
+    def _evaluate(self, tracker: Tracker, losses: LossFunction, sampler: Sampler) -> float:
+        """Scores the validation text and writes samples; the validation loss."""
         scores = self.evaluator(losses, self.state.params)
         loss = scores[ALL].loss
+        refuse_divergence(self.meta.iteration, {"validation loss": loss})
         best = self.meta.best_val_loss is None or loss < self.meta.best_val_loss
         self.meta = dataclasses.replace(
             self.meta,
@@ -380,7 +334,7 @@ class Run:
         tracker.evaluation(self.meta.iteration, scores, best=best)
         for voice, text in self.samples(sampler).items():
             tracker.sample(self.meta.iteration, voice, text)
-        return True
+        return loss
 
     def _summary(self, tracker: Tracker, seconds: float) -> Iterator[str]:
         run = Path(self.config.out_dir)
@@ -405,6 +359,16 @@ MEMORY_CURE = (
 )
 
 
+def refuse_divergence(done: int, figures: dict[str, float]) -> None:
+    """Raises UserError where a figure of iteration `done` is no number any more."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name.replace('_', ' ')} is {value} at iteration {done}: the run has diverged;"
+                " lower --lr, and --resume from the last checkpoint or start anew"
+            )
+
+
 def refuse_other_model(old: Meta, new: ConfigDict, location: Location) -> None:
     """Raises UserError, by name, where the checkpoint's parameters do not fit the settings."""
     for name, after in new.model.items():
@@ -417,15 +381,14 @@ def refuse_other_model(old: Meta, new: ConfigDict, location: Location) -> None:
 
 
 def refuse_other_data(old: Meta, new: Meta, location: Location) -> None:
-    """Raises UserError, by name, where a resumed run would read other data."""
-    for name, setting in (
-        ("tokenizer", "tokenizer"),
-        ("train", "train_file"),
-        ("val", "val_file"),
+    """Raises UserError, by name, where a resumed run would read other texts."""
+    for name, before, after in (
+        ("train_file", old.train_sha256, new.train_sha256),
+        ("val_file", old.val_sha256, new.val_sha256),
     ):
-        if getattr(old, f"{name}_sha256") != getattr(new, f"{name}_sha256"):
+        if before != after:
             raise UserError(
-                f"{location} was trained with another {setting} than {new.config[setting]};"
+                f"{location} was trained with another {name} than {new.config[name]};"
                 f" give the old one, or start anew with --init-from {location}"
             )
 
@@ -529,15 +492,12 @@ def _prepare(argv: Sequence[str]) -> Run:
             f"--out-dir {config.out_dir} already holds a run ({held[-1]} iterations): --resume"
             " goes on with it, --overwrite deletes it, another --out-dir keeps both"
         )
-    run = Run(config, tokenizer, start=start, resume=arguments.resume)
+    with out_of_memory_told(MEMORY_CURE):
+        run = Run(config, tokenizer, start=start, resume=arguments.resume)
     if run.meta.iteration >= config.max_iters:
         raise UserError(
             f"{start} has done its {config.max_iters} iterations; give a larger --max-iters"
         )
-    # Only now, when nothing can be wrong with the new run any more, the old one goes.
-    if held and not arguments.resume:
-        for path in [*(str(iteration) for iteration in held), "logs"]:
-            shutil.rmtree(Path(config.out_dir) / path, ignore_errors=True)
     return run
 
 
@@ -555,7 +515,10 @@ def _settings_from(
         base = get_config()
         base.update(ConfigDict(meta.config))
     elif arguments.init_from:
+        dropout = base.model.dropout
         base.model.update(ConfigDict(meta.config["model"]))
+        if arguments.config:
+            base.model.dropout = dropout  # the one setting of a model that may change
     result = override(base, overrides)
     result.out_dir = config.out_dir
     refuse_other_model(meta, result, start)
@@ -568,19 +531,16 @@ def _settings_from(
 def _load_tokenizer(
     config: ConfigDict, arguments: argparse.Namespace, start: Location | None
 ) -> Tokenizer:
-    """The tokenizer of the settings; for old weights their own, if none is named."""
-    if start is None or arguments.resume:
+    """The tokenizer of the settings, which must be that of the old weights if there are any.
+
+    A new run from old weights takes their own where none is named.
+    """
+    if start is None:
         return load_tokenizer(Path(config.tokenizer))
     meta = checkpoint.load_meta(start)
-    if not hasattr(arguments, "tokenizer"):
+    if arguments.init_from and not hasattr(arguments, "tokenizer"):
         return checkpoint.load_tokenizer_copy(start, meta)
-    tokenizer = load_tokenizer(Path(config.tokenizer))
-    if fingerprint(tokenizer) != meta.tokenizer_sha256:
-        raise UserError(
-            f"{start} was trained with another tokenizer than {config.tokenizer}; leave"
-            " --tokenizer out to use its own"
-        )
-    return tokenizer
+    return checkpoint.load_same_tokenizer(Path(config.tokenizer), start, meta)
 
 
 @command("gothic-train")

@@ -9,6 +9,7 @@ python="${PYTHON:-python3}"
     echo "gothic_jax needs Python 3.11 or later: set PYTHON to one" >&2
     exit 2
 }
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+# Some systems ship venv without the pip that goes into it; the system's own pip serves too.
+[ -x .venv/bin/python ] || "$python" -m venv --without-pip .venv
+"$python" -m pip --python .venv/bin/python install --quiet --disable-pip-version-check \
     --constraint constraints.txt --editable ".${1:+[$1]}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint, train
@@ -88,9 +89,9 @@ class Workplace:
     def params(self, name: str = "latest", out_dir: Path | None = None) -> list[np.ndarray]:
         location = checkpoint.locate(str((out_dir or self.out_dir) / name))
         shape = checkpoint.load_meta(location).model_config
-        return [
-            np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint.load_params(location, shape))
-        ]
+        here = SingleDeviceSharding(jax.devices()[0])
+        params = checkpoint.load_params(location, shape, here)
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
 
 def process(
@@ -123,8 +124,3 @@ def wait_for(line_part: str, started: subprocess.Popen[str]) -> list[str]:
         if line_part in line:
             return lines
     raise AssertionError(f"{line_part!r} never came:\n{''.join(lines)}{started.stderr.read()}")
-
-
-def stop(started: subprocess.Popen[str], number: int) -> int:
-    started.send_signal(number)
-    return started.wait(timeout=60)

@@ -54,6 +54,12 @@ def trained(trained_once: Workplace, tmp_path: Path) -> Workplace:
     return Workplace(root)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """All but the GPU tests are about arithmetic that is the same everywhere: on the CPU."""
+    if config.option.markexpr != "gpu":
+        jax.config.update("jax_platforms", "cpu")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if jax.default_backend() != "gpu":
         for item in items:

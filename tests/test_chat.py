@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def test_a_character_of_several_tokens_is_never_broken(tokenizer: Tokenizer) -> 
     pieces = scripted(tokenizer, [[[token]] for token in ids])
     assert "".join(text for (text,) in pieces) == "naïve — ☃ 🜏"
     assert all("\ufffd" not in text for (text,) in pieces)
+
+
+def test_a_reply_cut_within_a_character_leaves_it_out(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a ☃", add_special_tokens=False).ids
+    assert len(ids) > 3
+    pieces = scripted(tokenizer, [[ids[:-1]], [[ids[0]]]])
+    assert "".join(text for (text,) in pieces) == "a a"
 
 
 def test_a_sample_ends_where_its_work_does_and_the_others_go_on(tokenizer: Tokenizer) -> None:
@@ -245,6 +253,18 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
     os.close(terminal)
 
 
-def test_help_names_every_command() -> None:
-    for name in ("/help", "/temp", "/topk", "/voice", "/seed", "/retry", "/quit"):
-        assert name in chat.HELP
+def test_every_command_that_help_names_is_known(
+    writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = set(re.findall(r"/[a-z]+", chat.HELP))
+    assert named >= {"/help", "/temp", "/topk", "/voice", "/seed", "/retry", "/quit"}
+    out = conversation(writer, *sorted(named), capsys=capsys)
+    assert "unknown command" not in out
+
+
+def test_an_interactive_prompt_is_answered_first(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "/quit")
+    assert main(arguments(trained_once, "--interactive", "--prompt", "There are doors")) == 0
+    assert capsys.readouterr().out.startswith("There are doors")

@@ -60,12 +60,24 @@ def test_it_holds_config_scores_and_the_tokenizer(trained: Workplace) -> None:
     assert tokenizer.get_vocab_size() == meta.model_config.vocab_size
 
 
-def test_a_truncated_item_is_told(trained: Workplace) -> None:
-    location = checkpoint.locate(str(trained.out_dir))
-    metadata = trained.out_dir / str(location.iteration) / "meta" / "metadata"
-    metadata.write_text(metadata.read_text()[:40])
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load_meta(location)
+@pytest.mark.parametrize("item", ["meta/metadata", "tokenizer/metadata", "metrics/metrics"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "removed"])
+def test_a_damaged_item_is_told(trained: Workplace, item: str, damage: str) -> None:
+    file = trained.out_dir / "6" / item
+    content = {"truncated": file.read_text()[:10], "emptied": "{}"}.get(damage)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    if item.startswith("metrics") and damage == "removed":
+        return  # then it has no score, and is still the best there is
+
+    def load() -> None:
+        location = checkpoint.locate(str(trained.out_dir))
+        checkpoint.load_tokenizer_copy(location, checkpoint.load_meta(location))
+
+    with pytest.raises(UserError, match=r"cannot be read|another version"):
+        load()
 
 
 def test_a_new_run_does_not_overwrite_an_old_one_unasked(
@@ -77,6 +89,42 @@ def test_a_new_run_does_not_overwrite_an_old_one_unasked(
         np.testing.assert_array_equal(old, now)
     assert trained.train("--overwrite", max_iters=3) == 0
     assert checkpoint.iterations(trained.out_dir) == [3]
+
+
+def test_overwriting_spares_the_old_run_until_the_new_one_is_sure_to_begin(
+    trained: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(trained, capsys, "--overwrite", batch_size=-1)
+    with monkeypatch.context() as context:
+        context.setattr(train, "make_train_step", None)
+        with pytest.raises(TypeError):
+            trained.train("--overwrite")
+    assert checkpoint.iterations(trained.out_dir) == [6]
+    (trained.out_dir / "notes").mkdir()
+    assert trained.train("--overwrite", max_iters=3) == 0
+    assert checkpoint.iterations(trained.out_dir) == [3]
+    assert (trained.out_dir / "notes").is_dir()
+
+
+def test_a_folder_of_years_is_not_taken_for_checkpoints(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    year = workplace.out_dir / "2024"
+    year.mkdir(parents=True)
+    assert "2024" in failing(workplace, capsys)
+    assert year.is_dir()
+
+
+def test_a_diverged_run_is_told_and_leaves_the_good_checkpoints(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = trained.params()
+    error = failing(trained, capsys, "--resume", learning_rate=1e30, max_iters=12)
+    assert "diverged" in error
+    assert "--lr" in error
+    assert checkpoint.iterations(trained.out_dir) == [6]
+    for old, now in zip(before, trained.params(), strict=True):
+        np.testing.assert_array_equal(old, now)
 
 
 def test_nothing_to_resume_is_told(
@@ -113,9 +161,9 @@ def test_resuming_with_another_text_or_tokenizer_is_refused_by_name(
     assert "train_file" in failing(trained, capsys, "--resume", train_file=other)
     assert "val_file" in failing(trained, capsys, "--resume", val_file=other)
     path = trained.root / "other.json"
-    # As many tokens, but merged by another rule.
-    train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1).save(str(path))
-    assert "tokenizer" in failing(trained, capsys, "--resume", tokenizer=path)
+    for size in (320, 300):
+        train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), size, 1).save(str(path))
+        assert "another tokenizer" in failing(trained, capsys, "--resume", tokenizer=path)
 
 
 def test_resume_takes_the_settings_of_the_run(trained: Workplace) -> None:
@@ -130,7 +178,9 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = trained.root / "mine.txt"
-    mine.write_text("A diary of small weathers, kept by the harbour master.\n" * 40)
+    # As `gothic-data --add me=...` makes it: the checkpoint knows no such voice.
+    diary = "A diary of small weathers, kept by the harbour master.\n" * 40
+    mine.write_text(f"<|me|>\n{diary}<|endoftext|>\n")
     tuned = trained.root / "tuned"
     code = train.main(
         ["--init-from", f"{trained.out_dir}/best", "--out-dir", str(tuned), "--lr", "1e-12",
@@ -139,6 +189,7 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
          "--config.weight_decay=0.0"]
     )  # fmt: skip
     assert code == 0
+    assert "does not know me" in capsys.readouterr().out
     assert checkpoint.iterations(tuned) == [2]
     # Hardly anything was learned at this rate: these are the old weights.
     for old, now in zip(trained.params(), trained.params(out_dir=tuned), strict=True):

@@ -64,6 +64,16 @@ def test_flags_override_the_file(workplace: Workplace, capsys: pytest.CaptureFix
     assert meta.config["max_iters"] == 6
 
 
+def test_a_file_need_only_name_what_differs(tmp_path: Path) -> None:
+    file = tmp_path / "short.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict({'max_iters': 5, 'model': {'n_layer': 3}})\n"
+    )
+    config = load_config(str(file))
+    assert (config.max_iters, config.model.n_layer, config.model.n_embd) == (5, 3, 512)
+
+
 def test_help_lists_the_flags_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         train.main(["--help"])
@@ -89,6 +99,11 @@ def test_help_lists_the_flags_with_their_defaults(capsys: pytest.CaptureFixture[
         ("", "get_config"),
         ("def get_config(): return 3", "ConfigDict"),
         ("def get_config(): return undefined", "NameError"),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(): return ConfigDict({'max_iters': 1.5})\n",
+            "max_iters",
+        ),
         (
             "from gothic_jax.config import get_config as base\n"
             "def get_config():\n"
@@ -127,6 +142,9 @@ def test_a_broken_config_file_is_told(
         (["--max-iters", "0"], "max_iters"),
         (["--batch-size", "-1"], "batch_size"),
         (["--lr", "nan"], "learning_rate"),
+        (["--lr", "inf"], "finite"),
+        (["--config.weight_decay=nan"], "finite"),
+        (["--config.seed", "-1"], "seed"),
         (["--config.voice_dropout=1.5"], "voice_dropout"),
         (["--config.beta1=1.0"], "beta1"),
         (["--config.warmup_iters=-1"], "warmup_iters"),
@@ -158,6 +176,17 @@ def test_mistakes_are_one_line_that_names_the_cure_and_nothing_is_written(
     assert not workplace.out_dir.exists()
 
 
+def test_a_text_with_voices_unknown_to_the_tokenizer_names_the_command(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = workplace.root / "poe.txt"
+    file.write_text("<|poe|>\n" + "Once upon a midnight dreary\n" * 30 + "<|endoftext|>\n")
+    assert workplace.train(train_file=file) == 2
+    error = capsys.readouterr().err
+    assert f"gothic-tokenize --files {file}" in error
+    assert "poe" in error
+
+
 def test_out_of_memory_names_the_batch(
     workplace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,11 +195,14 @@ def test_out_of_memory_names_the_batch(
     def exhausted(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    monkeypatch.setattr(train.Run, "_loop", exhausted)
-    assert workplace.train() == 2
-    error = capsys.readouterr().err
-    assert "--batch-size" in error
-    assert "--grad-accum" in error
+    for place in ("gothic_jax.train.init_params", "gothic_jax.train.Run._loop"):
+        with monkeypatch.context() as context:
+            context.setattr(place, exhausted)
+            assert workplace.train() == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "--batch-size" in error
+        assert "--grad-accum" in error
 
 
 def test_a_bug_of_ours_keeps_its_traceback(

@@ -6,7 +6,13 @@ from common import TEXT
 from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
-from gothic_jax.dataset import TokenText, batch_iterator, load_tokens, training_batches
+from gothic_jax.dataset import (
+    TokenText,
+    batch_iterator,
+    load_tokens,
+    training_batches,
+    unknown_voices,
+)
 from gothic_jax.texts import END_OF_TEXT, split_works
 from gothic_jax.tokenizer import train_tokenizer
 
@@ -112,6 +118,18 @@ def test_a_text_without_markers_is_one_work_of_no_voice(
     assert set(text.openers) == {text.end_of_text}
 
 
+def test_a_voice_that_the_tokenizer_does_not_know_is_no_voice(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "poe.txt"
+    path.write_text("<|poe|>\nOnce upon a midnight\n<|endoftext|>\n" + TEXT)
+    text = load_tokens(path, tokenizer)
+    assert unknown_voices(path, tokenizer) == ["poe"]
+    first_end = list(text.tokens).index(text.end_of_text)
+    assert tokenizer.decode(list(text.tokens[:first_end])) == "Once upon a midnight"
+    assert set(text.openers[:first_end]) == {text.end_of_text}
+
+
 @pytest.mark.parametrize(
     ("content", "cure"),
     [
@@ -119,7 +137,7 @@ def test_a_text_without_markers_is_one_work_of_no_voice(
         (b"", "empty"),
         (b" \n\n", "empty"),
         (b"caf\xe9", "UTF-8"),
-        (b"<|poe|>\nOnce upon a midnight\n<|endoftext|>\n", "gothic-tokenize"),
+        (b"<|wilde|>\n<|endoftext|>\n", "no text"),
     ],
 )
 def test_a_text_that_cannot_serve_is_told_with_the_cure(

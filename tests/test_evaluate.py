@@ -114,6 +114,9 @@ def test_command_gives_the_trainers_own_validation_figures(
     )
     report = json.loads(capsys.readouterr().out)
     meta = json.loads((trained.out_dir / "6" / "meta" / "metadata").read_text())
-    for voice in ("all", "wilde", "lovecraft"):
-        assert report[voice] == pytest.approx(meta["scores"][voice], rel=1e-5)
-        assert f"{report[voice]['loss']:.4f}" in table
+    voices = report["voices"]
+    assert set(voices) == {"wilde", "lovecraft"}
+    for voice, score in {"all": report, **voices}.items():
+        for name, value in meta["scores"][voice].items():
+            assert score[name] == pytest.approx(value, rel=1e-5)
+        assert f"{score['loss']:.4f}" in table

@@ -37,7 +37,7 @@ def test_resume_chat_and_eval_of_the_default_model(home: Path) -> None:
     assert "resuming at iteration 3" in resumed.stdout
     assert "35,660,288 parameters" in resumed.stdout
     first_loss = float(re.findall(r"^4/5  loss ([\d.]+)", resumed.stdout, re.MULTILINE)[0])
-    assert 4 < first_loss < 9
+    assert 4 < first_loss < 11
 
     for voice in ("wilde", "lovecraft"):
         written = succeed(
@@ -51,13 +51,12 @@ def test_resume_chat_and_eval_of_the_default_model(home: Path) -> None:
     report = json.loads(
         succeed("evaluate", f"--checkpoint checkpoints/best --file {text} --json", home).stdout
     )
-    assert report["all"]["bytes"] == report["wilde"]["bytes"]
-    assert 0.5 < report["all"]["bits_per_byte"] < 4
+    assert report["bytes"] == report["voices"]["wilde"]["bytes"]
+    assert 0.5 < report["bits_per_byte"] < 4
 
 
 def test_tensorboard_holds_what_the_run_said(home: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format's module)
 
     tags = set()
     for path in sorted((home / "checkpoints" / "logs").glob("events.*")):

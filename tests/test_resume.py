@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 from common import Workplace, process, run, wait_for
+from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint
 from gothic_jax.config import get_config
 from gothic_jax.model import init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
+from gothic_jax.tracking import Tracker
 
 SETTINGS = {"max_iters": 24, "eval_interval": 4, "compute_dtype": "bfloat16"}
 
@@ -24,7 +26,7 @@ def losses(out: str) -> dict[str, str]:
     return {f"{step} {what.split()[0]}": what for step, what in found}
 
 
-def whole_state(workplace: Workplace, out_dir: Path) -> list[np.ndarray]:
+def whole_state(out_dir: Path) -> list[np.ndarray]:
     """Parameters and optimizer state of a run's last checkpoint."""
 
     location = checkpoint.locate(str(out_dir / "latest"))
@@ -37,22 +39,31 @@ def whole_state(workplace: Workplace, out_dir: Path) -> list[np.ndarray]:
         lambda: init_optimizer(make_optimizer(config), init_params(meta.model_config, 0))
     )
     leaves = [
-        *jax.tree.leaves(checkpoint.load_params(location, meta.model_config)),
+        *jax.tree.leaves(checkpoint.load_params(location, meta.model_config, here)),
         *jax.tree.leaves(checkpoint.load_optimizer(location, like, here)),
     ]
     return [np.asarray(leaf) for leaf in leaves]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_run(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer
+) -> tuple[Workplace, str]:
+    """A workplace with a finished run in it, and what that printed."""
+    workplace = Workplace.make(tmp_path_factory.mktemp("whole"), tokenizer)
+    whole = run("train", workplace.arguments(**SETTINGS), workplace.root)
+    assert whole.returncode == 0, whole.stderr
+    return workplace, whole.stdout
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
-    workplace: Workplace, number: int, code: int
+    uninterrupted_run: tuple[Workplace, str], number: int, code: int
 ) -> None:
-    whole_dir, parted_dir = workplace.root / "whole", workplace.root / "parted"
-    whole = run("train", workplace.arguments(out_dir=whole_dir, **SETTINGS), workplace.root)
-    assert whole.returncode == 0, whole.stderr
-
+    workplace, whole_out = uninterrupted_run
+    parted_dir = workplace.root / f"parted-{number}"
     arguments = workplace.arguments(out_dir=parted_dir, **SETTINGS)
     with process("train", arguments, workplace.root, PYTHONUNBUFFERED="1") as started:
         before = wait_for("10/24", started)
@@ -68,17 +79,37 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming at iteration {stopped_at}" in resumed.stdout
 
-    uninterrupted = losses(whole.stdout)
+    uninterrupted = losses(whole_out)
     assert len(uninterrupted) == 24 + 6
     # An iteration done again prints the same figures again.
     for figures in (losses("".join(before)), losses(rest), losses(resumed.stdout)):
         assert figures.items() <= uninterrupted.items()
     assert f"{stopped_at + 1}/24 loss" in losses(resumed.stdout)
+    if number != signal.SIGKILL:  # which may lose printed lines, but no iterations
+        parts = losses("".join(before)) | losses(rest) | losses(resumed.stdout)
+        assert parts == uninterrupted
 
-    for one, other in zip(
-        whole_state(workplace, whole_dir), whole_state(workplace, parted_dir), strict=True
-    ):
+    for one, other in zip(whole_state(workplace.out_dir), whole_state(parted_dir), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("at", "code"), [(3, 130), (6, 0)])
+def test_a_signal_during_an_evaluations_iteration_loses_no_evaluation(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, at: int, code: int
+) -> None:
+    told = Tracker.iteration
+
+    def tell(tracker: Tracker, done: int, metrics: dict[str, float]) -> None:
+        if done == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        told(tracker, done, metrics)
+
+    monkeypatch.setattr(Tracker, "iteration", tell)
+    assert workplace.train(max_iters=6, eval_interval=3) == code
+    meta = checkpoint.load_meta(checkpoint.locate(f"{workplace.out_dir}/latest"))
+    assert meta.iteration == at
+    assert meta.scores is not None
+    assert meta.best_val_loss is not None
 
 
 def test_best_and_patience_live_on_after_a_resume(

@@ -87,6 +87,14 @@ def test_greedy_text_equals_the_full_forward_pass(config: ModelConfig, prompt_le
     assert write(config, [prompt], 90)[0].tolist() == expected
 
 
+def test_a_top_k_beyond_the_vocabulary_draws_from_all() -> None:
+    everything = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+    np.testing.assert_array_equal(
+        write(TINY, [[1, 5]], 20, everything._replace(top_k=3_000_000_000)),
+        write(TINY, [[1, 5]], 20, everything),
+    )
+
+
 def test_exactly_as_many_tokens_as_asked(config: ModelConfig) -> None:
     for max_tokens in (1, DECODE_CHUNK, DECODE_CHUNK + 1, 80):
         assert write(config, [[1, 5]], max_tokens).shape == (1, max_tokens)
@@ -122,11 +130,10 @@ def test_top_k_1_and_tiny_top_p_are_greedy(config: ModelConfig) -> None:
 def test_another_prompt_or_setting_does_not_compile_again() -> None:
     sampler = Sampler(TINY, dtype=jnp.float32)
     write(TINY, [[1, *range(3, 12)]], 40, Sampling(1.0, 40, 0.9), 0, sampler)
-    with jax.log_compiles(False):
-        before = sampler._prefill._cache_size(), sampler._decode._cache_size()
-        write(TINY, [[1, 5]], 40, Sampling(0.5, 13, 0.3), 1, sampler)
-        write(TINY, [[1, *range(3, 30)]], 7, Sampling(0.0, 64, 1.0), 2, sampler)
-        assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == before == (1, 1)
+    before = sampler._prefill._cache_size(), sampler._decode._cache_size()
+    write(TINY, [[1, 5]], 40, Sampling(0.5, 13, 0.3), 1, sampler)
+    write(TINY, [[1, *range(3, 30)]], 7, Sampling(0.0, 64, 1.0), 2, sampler)
+    assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == before == (1, 1)
 
 
 def probabilities(logits: list[float], *settings: float) -> np.ndarray:

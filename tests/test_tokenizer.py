@@ -29,7 +29,7 @@ def test_any_valid_text_comes_back_exactly(text: str) -> None:
     assert SHARED.decode(ids, skip_special_tokens=False) == text
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>")))
+@given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_token_bytes_add_up_to_the_text(text: str) -> None:
     table = token_bytes(SHARED)
     ids = SHARED.encode(text, add_special_tokens=False).ids
@@ -46,6 +46,16 @@ def test_voices_of_the_text_and_end_of_text_become_special() -> None:
 def test_markers_inside_a_line_are_words_not_structure() -> None:
     works = split_works("Before.\n<|wilde|>\nHe wrote <|lovecraft|> once.\n<|endoftext|>\n")
     assert works == [Work("", "Before."), Work("wilde", "He wrote <|lovecraft|> once.")]
+
+
+def test_a_marker_within_a_text_is_read_as_plain_characters() -> None:
+    ids = SHARED.encode("He wrote <|lovecraft|> once.", add_special_tokens=False).ids
+    assert not set(ids) & set(special_tokens(SHARED).values())
+
+
+def test_a_voice_cannot_take_a_name_that_stands_for_something_else() -> None:
+    with pytest.raises(UserError, match="all"):
+        train_tokenizer([Work("all", "Everyone spoke at once.")], 300, 2)
 
 
 def test_every_voice_needs_no_code_of_its_own() -> None:
@@ -67,14 +77,15 @@ def test_command_writes_a_tokenizer_and_says_what_it_learned(
     assert "longest tokens" in out
 
 
-def test_a_bare_name_is_looked_up_in_data_processed(
+def test_a_bare_name_is_looked_up_in_data_processed_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mixed_train.txt").write_text("a stray file")
     (tmp_path / "data" / "processed").mkdir(parents=True)
     (tmp_path / "data" / "processed" / "mixed_train.txt").write_text(TEXT)
     assert main(["--vocab-size", "300"]) == 0
-    assert (tmp_path / "data" / "tokenizer.json").exists()
+    assert voices(load_tokenizer(tmp_path / "data" / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,10 @@ def crafted(**changes: object) -> str:
 @pytest.mark.parametrize(
     "content",
     ["", "{}", "[" * 100_000, "null", crafted(model=None), crafted(added_tokens=[]),
-     crafted(model={"type": "BPE", "vocab": {"a": 0}, "merges": []})],
+     crafted(model={"type": "BPE", "vocab": {"a": 0}, "merges": []}),
+     crafted(added_tokens=[*json.loads(SHARED.to_str())["added_tokens"],
+         {"id": 320, "content": "  ", "single_word": False, "lstrip": False, "rstrip": False,
+          "normalized": False, "special": False}])],
 )  # fmt: skip
 def test_a_file_that_is_no_tokenizer_is_told(content: str) -> None:
     with pytest.raises(UserError, match="gothic-tokenize"):

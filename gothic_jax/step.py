@@ -1,0 +1,84 @@
+"""One training iteration as a pure function of state and windows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from gothic_jax.attention import Implementation
+from gothic_jax.config import model_config
+from gothic_jax.evaluate import token_losses
+from gothic_jax.model import GPT, Params, graph
+from gothic_jax.optimizer import apply_mean_gradient, learning_rate_schedule, make_optimizer
+
+
+class TrainState(NamedTuple):
+    """What training changes. The iteration is the optimizer's `gradient_step`."""
+
+    params: Params
+    optimizer: optax.MultiStepsState
+
+
+Metrics = dict[str, Array]
+"""`loss` (nats per token), `gradient_norm` (before clipping) and `learning_rate`."""
+
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
+    """One iteration, not yet jitted: (state, windows [micro, batch, time + 1]) -> new state."""
+    shape = model_config(config)
+    graphdef = graph(shape, jnp.dtype(config.compute_dtype))
+    optimizer = make_optimizer(config)
+    schedule = learning_rate_schedule(config)
+    micro_steps = config.gradient_accumulation_steps
+
+    def loss(
+        params: Params, windows: Int[Array, "batch window"], key: Array | None
+    ) -> Float[Array, ""]:
+        model: GPT = nnx.merge(graphdef, params)
+        logits = model(windows[:, :-1], attention=attention, dropout_key=key)
+        return token_losses(logits, windows[:, 1:]).mean()
+
+    def train_step(
+        state: TrainState, windows: Int[Array, "micro batch window"]
+    ) -> tuple[TrainState, Metrics]:
+        iteration = state.optimizer.gradient_step
+        # A function of the iteration alone, so that a resumed run drops what it would have.
+        key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+
+        def micro_step(
+            total: tuple[Array, Params], inputs: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Params], None]:
+            index, batch = inputs
+            dropout_key = jax.random.fold_in(key, index) if shape.dropout else None
+            one = jax.value_and_grad(loss)(state.params, batch, dropout_key)
+            return jax.tree.map(jnp.add, total, one), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        total, _ = jax.lax.scan(micro_step, zero, (jnp.arange(micro_steps), windows))
+        mean_loss, gradient = jax.tree.map(lambda leaf: leaf / micro_steps, total)
+        params, optimizer_state = apply_mean_gradient(
+            optimizer, micro_steps, gradient, state.optimizer, state.params
+        )
+        metrics = {
+            "loss": mean_loss,
+            "gradient_norm": optax.tree.norm(gradient),
+            "learning_rate": schedule(iteration),
+        }
+        return TrainState(params, optimizer_state), metrics
+
+    return train_step
+
+
+def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of one axis, `data`, over which each micro-batch is divided."""
+    return jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=list(devices)
+    )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Implementation = Literal["cudnn", "xla"]
+Implementation = Literal["cudnn", "xla", "xla-blocks"]
+"""cuDNN's flash attention, XLA's plain one, or XLA by blocks of queries for a CPU."""
 
 
 def causal_attention(
@@ -17,9 +18,41 @@ def causal_attention(
     implementation: Implementation,
 ) -> Float[Array, "batch time head head_dim"]:
     """Softmax(Q K^T / sqrt(head_dim)) V in which no position sees a later one; softmax in f32."""
+    if implementation == "xla-blocks":
+        return _attention_by_blocks(query, key, value)
     return jax.nn.dot_product_attention(
         query, key, value, is_causal=True, implementation=implementation
     )
+
+
+def _attention_by_blocks(
+    query: Float[Array, "batch time head head_dim"],
+    key: Float[Array, "batch time head head_dim"],
+    value: Float[Array, "batch time head head_dim"],
+) -> Float[Array, "batch time head head_dim"]:
+    """Attention of one block of queries after another, each to the keys that it can see.
+
+    The keys that none of a block's queries may see are never multiplied: a little over half of
+    the work is left. At most 8 blocks, since each is compiled on its own; of 64 queries or more,
+    since smaller products run slower.
+    """
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    time = query.shape[2]
+    length = max(64, -(-time // 8))
+    contexts = []
+    for begin in range(0, time, length):
+        end = min(begin + length, time)
+        scores = jnp.einsum(
+            "bhtd,bhsd->bhts",
+            query[:, :, begin:end],
+            key[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        visible = jnp.arange(end) <= jnp.arange(begin, end)[:, None]
+        scores = jnp.where(visible, scores * query.shape[-1] ** -0.5, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        contexts.append(jnp.einsum("bhts,bhsd->bhtd", weights, value[:, :, :end]))
+    return jnp.concatenate(contexts, axis=2).swapaxes(1, 2)
 
 
 def cached_attention(
@@ -50,11 +83,13 @@ def cached_attention(
 
 
 def choose(device: jax.Device, head_dim: int, dtype: Any) -> tuple[Implementation, str]:
-    """The implementation for a device, and why: ("cudnn" or "xla", reason).
+    """The implementation for a device, and why.
 
     cuDNN is proved by compiling and running a small forward and backward pass, since it
     refuses some devices, types and head sizes only then.
     """
+    if device.platform == "cpu":
+        return "xla-blocks", "cuDNN needs a GPU"
     if device.platform != "gpu":
         return "xla", f"cuDNN needs a GPU, this is {device.platform}"
     probe = jax.device_put(jnp.ones((1, 64, 2, head_dim), dtype), device)

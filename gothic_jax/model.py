@@ -258,7 +258,7 @@ class GPT(nnx.Module):
     ) -> Float[Array, "batch time vocab"]:
         """Logits (f32) of the token after each one. Without `dropout_key` nothing is dropped.
 
-        `attention` is what `attention.choose` gave: "cudnn" or "xla".
+        `attention` is what `attention.choose` gave.
         """
         batch, time = tokens.shape
         x = self._embed(tokens)

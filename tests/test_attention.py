@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax.attention import cached_attention, causal_attention, choose
+from gothic_jax.attention import Implementation, cached_attention, causal_attention, choose
 from gothic_jax.model import rotate
 
 
@@ -21,11 +21,24 @@ def by_hand(query: jax.Array, key: jax.Array, value: jax.Array) -> np.ndarray:
     return out
 
 
-def test_causal_attention_is_the_formula() -> None:
-    inputs = qkv(9)
+@pytest.mark.parametrize("implementation", ["xla", "xla-blocks"])
+@pytest.mark.parametrize("time", [1, 9, 64, 150])
+def test_causal_attention_is_the_formula(implementation: Implementation, time: int) -> None:
+    inputs = qkv(time)
     np.testing.assert_allclose(
-        causal_attention(*inputs, implementation="xla"), by_hand(*inputs), atol=1e-5
+        causal_attention(*inputs, implementation=implementation), by_hand(*inputs), atol=1e-5
     )
+
+
+def test_attention_by_blocks_has_the_gradients_of_the_plain_one() -> None:
+    def loss(implementation: Implementation, *inputs: jax.Array) -> jax.Array:
+        return (causal_attention(*inputs, implementation=implementation) ** 3).sum()
+
+    plain, blocks = (
+        jax.grad(loss, argnums=(1, 2, 3))(name, *qkv(700)) for name in ("xla", "xla-blocks")
+    )
+    for one, other in zip(plain, blocks, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_cached_attention_sees_the_past_and_itself_but_no_stale_entries() -> None:
@@ -49,8 +62,8 @@ def test_rotated_products_depend_on_the_distance_alone() -> None:
 
 def test_xla_is_chosen_on_a_cpu_with_the_reason() -> None:
     name, reason = choose(jax.devices("cpu")[0], 64, jnp.bfloat16)
-    assert name == "xla"
-    assert "cpu" in reason
+    assert name == "xla-blocks"
+    assert "GPU" in reason
 
 
 @pytest.mark.gpu
@@ -58,7 +71,7 @@ def test_cudnn_is_chosen_compiled_and_equal_to_xla() -> None:
     assert choose(jax.devices()[0], 64, jnp.bfloat16)[0] == "cudnn"
     inputs = [x.astype(jnp.bfloat16) for x in qkv(128, 64)]
 
-    def outputs(implementation: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def outputs(implementation: Implementation) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         def loss(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
             out = causal_attention(*inputs, implementation=implementation)
             return (out.astype(jnp.float32) ** 2).sum(), out
@@ -76,5 +89,5 @@ def test_cudnn_is_chosen_compiled_and_equal_to_xla() -> None:
         )
 
 
-def outputs_of(implementation: str, *inputs: jax.Array) -> jax.Array:
+def outputs_of(implementation: Implementation, *inputs: jax.Array) -> jax.Array:
     return causal_attention(*inputs, implementation=implementation)

@@ -209,8 +209,8 @@ def load_same_tokenizer(path: Path, location: Location, meta: Meta) -> Tokenizer
     tokenizer = load_tokenizer(path)
     if fingerprint(tokenizer) != meta.tokenizer_sha256:
         raise UserError(
-            f"{location} was trained with another tokenizer than {path}; give that one, or leave"
-            " --tokenizer out to chat or fine-tune with the checkpoint's own"
+            f"{location} was trained with another tokenizer than {path}; give that one, or use the"
+            " checkpoint's own: leave --tokenizer out, or move the file away"
         )
     return tokenizer
 

@@ -254,6 +254,8 @@ def _matches(pattern: str) -> list[Path]:
         found = sorted(p for p in root.glob(str(path.relative_to(root))) if p.is_file())
     except (ValueError, NotImplementedError, IndexError) as error:
         raise UserError(f"--add: {pattern} is no pattern of files ({error})") from error
+    if path.is_dir():
+        raise UserError(f"--add: {pattern} is a folder; write '{pattern}/*.txt'")
     if not found:
         raise UserError(f"--add: no file matches {pattern}; quote the pattern and check the path")
     return found

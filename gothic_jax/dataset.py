@@ -27,15 +27,20 @@ class TokenText(NamedTuple):
     """Of the text file."""
 
 
-def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
-    """The tokens of a text file, from the cache beside it where that is up to date.
+def encode_text(path: Path, tokenizer: Tokenizer) -> TokenText:
+    """The tokens of a text file.
 
     A work of a voice that the tokenizer does not know is read as one of no voice. Raises
     UserError where the file is missing, empty or not UTF-8.
     """
     text = read_text(path)
+    return _token_text(text, _encode(path, text, tokenizer), tokenizer)
+
+
+def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
+    """`encode_text`, from the cache beside the file where that is up to date."""
+    text = read_text(path)
     text_hash = sha256(text.encode())
-    end_of_text = end_of_text_id(tokenizer)
     key = sha256(f"{text_hash} {fingerprint(tokenizer)}".encode())[:16]
     cache = path.parent / ".tokens" / f"{path.stem}.{key}.npy"
     tokens = _read_cache(cache)
@@ -44,7 +49,12 @@ def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
         buffer = io.BytesIO()
         np.save(buffer, tokens)
         _write_cache(cache, buffer.getvalue())
-    return TokenText(tokens, _openers(tokens, tokenizer), end_of_text, text_hash)
+    return _token_text(text, tokens, tokenizer)
+
+
+def _token_text(text: str, tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenizer) -> TokenText:
+    end_of_text = end_of_text_id(tokenizer)
+    return TokenText(tokens, _openers(tokens, tokenizer), end_of_text, sha256(text.encode()))
 
 
 def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, " n"]:

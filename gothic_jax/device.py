@@ -32,8 +32,8 @@ def select_device(name: str) -> jax.Device:
         device = jax.devices(None if name == "auto" else name)[0]
     except RuntimeError as error:
         raise UserError(
-            f'--device {name}: JAX finds none; install with `pip install "gothic-jax[cuda12]"` on'
-            " a machine with an NVIDIA GPU, or leave --device out"
+            f'--device {name}: JAX finds none; `pip install "jax[cuda12]"` on a machine with an'
+            " NVIDIA GPU, or leave --device out"
         ) from error
     jax.config.update("jax_default_device", device)
     return device

@@ -23,9 +23,10 @@ from tokenizers import Tokenizer
 from gothic_jax.attention import Implementation, choose
 from gothic_jax.checkpoint import load_meta, load_params, load_tokenizer_copy, locate
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.dataset import TokenText, load_tokens, unknown_voices
+from gothic_jax.dataset import TokenText, encode_text, unknown_voices
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import GPT, Params, graph
+from gothic_jax.texts import find_text
 from gothic_jax.tokenizer import special_tokens, token_bytes, voices
 
 ALL = "all"
@@ -215,7 +216,9 @@ def main(argv: Sequence[str]) -> None:
     """Scores a text under a checkpoint."""
     parser = ArgumentParser(prog="gothic-eval", description="Score a text under a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="RUN/best, RUN/latest or RUN/ITERATION")
-    parser.add_argument("--file", required=True, help="the text")
+    parser.add_argument(
+        "--file", required=True, help="the text; a bare name is looked up in data/processed"
+    )
     parser.add_argument("--stride", type=int, help="tokens between windows (default: block size)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows at a time")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -229,11 +232,11 @@ def main(argv: Sequence[str]) -> None:
     meta = load_meta(location)
     tokenizer = load_tokenizer_copy(location, meta)
     config = meta.model_config
-    path = Path(arguments.file)
+    path = find_text(arguments.file, Path("data/processed"))
     for voice in unknown_voices(path, tokenizer):
         print(f"this model has no voice {voice}: scored as no voice's words", file=sys.stderr)
     evaluator = Evaluator(
-        load_tokens(path, tokenizer),
+        encode_text(path, tokenizer),
         tokenizer,
         block_size=config.block_size,
         stride=arguments.stride,

@@ -37,16 +37,13 @@ class Tracker:
         self._board = SummaryWriter(str(Path(config.out_dir) / "logs"), purge_step=first + 1)
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(
-            "training", total=config.max_iters, completed=first, figures=""
-        )
+        self._task = self._bar.add_task("", total=config.max_iters, completed=first)
         self._iterations_timed = 0
         self._seconds_timed = 0.0
         self._since_log = (0, 0.0)
@@ -58,8 +55,12 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.stop_bar()
         self._board.close()
+
+    def stop_bar(self) -> None:
+        """Takes the progress bar off the terminal: what is said next comes below it."""
+        self._bar.stop()
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
@@ -78,7 +79,8 @@ class Tracker:
         return self._iterations_timed * self._tokens_per_iteration / self._seconds_timed
 
     def pause_clock(self) -> None:
-        """Stops the clock while something other than training goes on."""
+        """Stops the clock for an evaluation and a save, and shows that they go on."""
+        self._bar.update(self._task, description="evaluating and saving")
         self._seconds_timed += time.perf_counter() - self._lap_start
 
     def resume_clock(self) -> None:
@@ -97,7 +99,7 @@ class Tracker:
             f"loss {loss:.4f}  lr {metrics['learning_rate']:.2e}"
             f"  {self.tokens_per_second:,.0f} tokens/s  {duration(left)} left"
         )
-        self._bar.update(self._task, completed=done, figures=figures)
+        self._bar.update(self._task, completed=done, description=figures)
         if done % self._log_interval and done != self._max_iters:
             return
         if not self._console.is_terminal:

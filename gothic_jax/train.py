@@ -112,7 +112,10 @@ class Run:
                     f" {', '.join(unknown)}; train it anew: `gothic-tokenize --files {train_path}"
                     f" --output {config.tokenizer}`"
                 )
-            print(f"the tokenizer does not know {', '.join(unknown)}: learned as no voice's words")
+            print(
+                f"the checkpoint has no voice {', '.join(unknown)}: the model will learn these"
+                " works as words of no voice"
+            )
         self.batches = training_batches(
             self.train_text,
             shape=(config.gradient_accumulation_steps, config.batch_size),
@@ -261,6 +264,7 @@ class Run:
             begin = time.perf_counter()
             self._loop(step, tracker, saver, stop)
             saver.close()
+            tracker.stop_bar()
             for line in self._summary(tracker, time.perf_counter() - begin):
                 tracker.say(line)
         if stop.received is None or self.meta.iteration == self.config.max_iters:
@@ -476,6 +480,10 @@ def _prepare(argv: Sequence[str]) -> Run:
         start = Location(Path(config.out_dir), held[-1])
     elif arguments.init_from:
         start = checkpoint.locate(arguments.init_from)
+        if start.run.resolve() == Path(config.out_dir).resolve():
+            raise UserError(
+                f"--out-dir {config.out_dir} holds the checkpoint to start from; name another"
+            )
     if start is not None:
         config = _settings_from(start, config, arguments, overrides)
     validate(config)
@@ -533,14 +541,17 @@ def _load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of the settings, which must be that of the old weights if there are any.
 
-    A new run from old weights takes their own where none is named.
+    Where none is named, old weights bring their own: always to a new run, and to a resumed one
+    if its file is gone.
     """
+    path = Path(config.tokenizer)
     if start is None:
-        return load_tokenizer(Path(config.tokenizer))
+        return load_tokenizer(path)
     meta = checkpoint.load_meta(start)
-    if arguments.init_from and not hasattr(arguments, "tokenizer"):
+    is_named = hasattr(arguments, "tokenizer")
+    if not is_named and (arguments.init_from or not path.exists()):
         return checkpoint.load_tokenizer_copy(start, meta)
-    return checkpoint.load_same_tokenizer(Path(config.tokenizer), start, meta)
+    return checkpoint.load_same_tokenizer(path, start, meta)
 
 
 @command("gothic-train")

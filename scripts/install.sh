@@ -9,7 +9,10 @@ python="${PYTHON:-python3}"
     echo "gothic_jax needs Python 3.11 or later: set PYTHON to one" >&2
     exit 2
 }
-# Some systems ship venv without the pip that goes into it; the system's own pip serves too.
-[ -x .venv/bin/python ] || "$python" -m venv --without-pip .venv
-"$python" -m pip --python .venv/bin/python install --quiet --disable-pip-version-check \
+# Some systems ship venv without the pip that goes into it; their own pip can put it there.
+if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
+    "$python" -m venv --without-pip .venv
+    "$python" -m pip --python .venv/bin/python install --quiet --disable-pip-version-check pip
+fi
+.venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint constraints.txt --editable ".${1:+[$1]}"

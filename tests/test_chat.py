@@ -144,7 +144,7 @@ def test_cuda_without_cuda_is_told(
     if jax.default_backend() == "gpu":
         pytest.skip("there is a CUDA GPU")
     assert main(arguments(trained_once, "--device", "cuda")) == 2
-    assert "gothic-jax[cuda12]" in capsys.readouterr().err
+    assert "jax[cuda12]" in capsys.readouterr().err
 
 
 def test_another_tokenizer_than_the_checkpoints_is_refused(

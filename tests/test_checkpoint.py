@@ -115,6 +115,22 @@ def test_a_folder_of_years_is_not_taken_for_checkpoints(
     assert year.is_dir()
 
 
+def test_a_run_does_not_overwrite_the_weights_it_starts_from(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained.out_dir)
+    code = train.main(["--init-from", f"{run}/best", "--out-dir", run, "--overwrite"])
+    assert code == 2
+    assert "--out-dir" in capsys.readouterr().err
+    assert checkpoint.iterations(trained.out_dir) == [6]
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_gone(trained: Workplace) -> None:
+    (trained.root / "tokenizer.json").unlink()
+    settings = ["--resume", "--out-dir", str(trained.out_dir), "--max-iters", "7"]
+    assert train.main([*settings, f"--config.tokenizer={trained.root}/gone.json"]) == 0
+
+
 def test_a_diverged_run_is_told_and_leaves_the_good_checkpoints(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +205,7 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
          "--config.weight_decay=0.0"]
     )  # fmt: skip
     assert code == 0
-    assert "does not know me" in capsys.readouterr().out
+    assert "no voice me" in capsys.readouterr().out
     assert checkpoint.iterations(tuned) == [2]
     # Hardly anything was learned at this rate: these are the old weights.
     for old, now in zip(trained.params(), trained.params(out_dir=tuned), strict=True):

@@ -106,7 +106,10 @@ def test_a_stride_out_of_range_is_told(text: TokenText, tokenizer: Tokenizer) ->
 def test_command_gives_the_trainers_own_validation_figures(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(trained.root / "mixed_val.txt")
+    copy = trained.root / "elsewhere" / "mixed_val.txt"
+    copy.parent.mkdir()
+    copy.write_text(TEXT)
+    file = str(copy)
     assert evaluate.main(["--checkpoint", f"{trained.out_dir}/latest", "--file", file]) == 0
     table = capsys.readouterr().out
     assert (
@@ -114,6 +117,7 @@ def test_command_gives_the_trainers_own_validation_figures(
     )
     report = json.loads(capsys.readouterr().out)
     meta = json.loads((trained.out_dir / "6" / "meta" / "metadata").read_text())
+    assert list(copy.parent.iterdir()) == [copy]  # nothing is left beside a text that is judged
     voices = report["voices"]
     assert set(voices) == {"wilde", "lovecraft"}
     for voice, score in {"all": report, **voices}.items():

@@ -148,6 +148,16 @@ def test_parameter_counts_are_those_documented() -> None:
     assert round(count("gpt2") / 1e6, 1) == 27.5
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("n_embd", [128, 512])
+def test_a_new_model_knows_nothing_and_claims_nothing(architecture: str, n_embd: int) -> None:
+    config = ModelConfig(architecture=architecture, n_layer=2, n_embd=n_embd)
+    tokens = jax.random.randint(jax.random.key(0), (2, 33), 0, config.vocab_size)
+    logits = merge(config, init_params(config, 0))(tokens[:, :-1])
+    loss = token_losses(logits, tokens[:, 1:]).mean()
+    assert float(loss) == pytest.approx(np.log(config.vocab_size), rel=0.03)
+
+
 def test_flops_of_the_gpt2_shape_are_the_derived_4_48_tflop() -> None:
     config = ModelConfig(architecture="gpt2")
     params = jax.eval_shape(lambda: init_params(config, 0))

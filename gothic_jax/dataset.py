@@ -25,6 +25,8 @@ class TokenText(NamedTuple):
     end_of_text: int
     sha256: str
     """Of the text file."""
+    unknown_voices: tuple[str, ...] = ()
+    """Voices of the file that the tokenizer has no token for."""
 
 
 def encode_text(path: Path, tokenizer: Tokenizer) -> TokenText:
@@ -53,8 +55,14 @@ def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
 
 
 def _token_text(text: str, tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenizer) -> TokenText:
-    end_of_text = end_of_text_id(tokenizer)
-    return TokenText(tokens, _openers(tokens, tokenizer), end_of_text, sha256(text.encode()))
+    unknown = {work.voice for work in split_works(text)} - {"", *voices(tokenizer)}
+    return TokenText(
+        tokens,
+        _openers(tokens, tokenizer),
+        end_of_text_id(tokenizer),
+        sha256(text.encode()),
+        tuple(sorted(unknown)),
+    )
 
 
 def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, " n"]:
@@ -72,11 +80,6 @@ def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, "
         opening = [specials[token]] if token in specials else []
         pieces.append(np.array([*opening, *encoding.ids, end_of_text], np.uint16))
     return np.concatenate(pieces)
-
-
-def unknown_voices(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """The voices of a text that the tokenizer has no token for."""
-    return sorted({work.voice for work in split_works(read_text(path))} - {"", *voices(tokenizer)})
 
 
 def _read_cache(cache: Path) -> UInt16[np.ndarray, " n"] | None:

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from gothic_jax.attention import Implementation, choose
 from gothic_jax.checkpoint import load_meta, load_params, load_tokenizer_copy, locate
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.dataset import TokenText, encode_text, unknown_voices
+from gothic_jax.dataset import TokenText, encode_text
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import GPT, Params, graph
 from gothic_jax.texts import find_text
@@ -233,10 +233,11 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = load_tokenizer_copy(location, meta)
     config = meta.model_config
     path = find_text(arguments.file, Path("data/processed"))
-    for voice in unknown_voices(path, tokenizer):
+    text = encode_text(path, tokenizer)
+    for voice in text.unknown_voices:
         print(f"this model has no voice {voice}: scored as no voice's words", file=sys.stderr)
     evaluator = Evaluator(
-        encode_text(path, tokenizer),
+        text,
         tokenizer,
         block_size=config.block_size,
         stride=arguments.stride,

@@ -37,7 +37,6 @@ from gothic_jax.dataset import (
     batch_iterator,
     load_tokens,
     training_batches,
-    unknown_voices,
 )
 from gothic_jax.device import memory_peak, out_of_memory_told
 from gothic_jax.evaluate import ALL, Evaluator, LossFunction, loss_function
@@ -105,7 +104,7 @@ class Run:
         )
         self.train_text = load_tokens(train_path, tokenizer)
         val_text = load_tokens(val_path, tokenizer)
-        if unknown := unknown_voices(train_path, tokenizer):
+        if unknown := self.train_text.unknown_voices:
             if start is None:
                 raise UserError(
                     f"{train_path} has voices that the tokenizer does not know:"
@@ -487,7 +486,7 @@ def _prepare(argv: Sequence[str]) -> Run:
     if start is not None:
         config = _settings_from(start, config, arguments, overrides)
     validate(config)
-    tokenizer = _load_tokenizer(config, arguments, start)
+    tokenizer = _load_tokenizer(config, arguments, overrides, start)
     if tokenizer.get_vocab_size() != config.model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.get_vocab_size()} tokens and the model"
@@ -537,7 +536,10 @@ def _settings_from(
 
 
 def _load_tokenizer(
-    config: ConfigDict, arguments: argparse.Namespace, start: Location | None
+    config: ConfigDict,
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    start: Location | None,
 ) -> Tokenizer:
     """The tokenizer of the settings, which must be that of the old weights if there are any.
 
@@ -548,7 +550,7 @@ def _load_tokenizer(
     if start is None:
         return load_tokenizer(path)
     meta = checkpoint.load_meta(start)
-    is_named = hasattr(arguments, "tokenizer")
+    is_named = any(setting.startswith("--config.tokenizer") for setting in overrides)
     if not is_named and (arguments.init_from or not path.exists()):
         return checkpoint.load_tokenizer_copy(start, meta)
     return checkpoint.load_same_tokenizer(path, start, meta)

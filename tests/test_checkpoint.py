@@ -125,10 +125,22 @@ def test_a_run_does_not_overwrite_the_weights_it_starts_from(
     assert checkpoint.iterations(trained.out_dir) == [6]
 
 
-def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_gone(trained: Workplace) -> None:
-    (trained.root / "tokenizer.json").unlink()
-    settings = ["--resume", "--out-dir", str(trained.out_dir), "--max-iters", "7"]
-    assert train.main([*settings, f"--config.tokenizer={trained.root}/gone.json"]) == 0
+def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_gone(workplace: Workplace) -> None:
+    assert workplace.train() == 0
+    (workplace.root / "tokenizer.json").unlink()
+    assert train.main(["--resume", "--out-dir", str(workplace.out_dir), "--max-iters", "7"]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--tokenizer", "--config.tokenizer"])
+def test_fine_tuning_with_another_tokenizer_is_refused_however_it_is_named(
+    trained: Workplace, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    other = trained.root / "other.json"
+    train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1).save(str(other))
+    tuned = str(trained.root / "tuned")
+    start = ["--init-from", f"{trained.out_dir}/best", "--out-dir", tuned]
+    assert train.main([*start, f"{flag}={other}"]) == 2
+    assert "another tokenizer" in capsys.readouterr().err
 
 
 def test_a_diverged_run_is_told_and_leaves_the_good_checkpoints(

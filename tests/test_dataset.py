@@ -11,7 +11,6 @@ from gothic_jax.dataset import (
     batch_iterator,
     load_tokens,
     training_batches,
-    unknown_voices,
 )
 from gothic_jax.texts import END_OF_TEXT, split_works
 from gothic_jax.tokenizer import train_tokenizer
@@ -124,7 +123,7 @@ def test_a_voice_that_the_tokenizer_does_not_know_is_no_voice(
     path = tmp_path / "poe.txt"
     path.write_text("<|poe|>\nOnce upon a midnight\n<|endoftext|>\n" + TEXT)
     text = load_tokens(path, tokenizer)
-    assert unknown_voices(path, tokenizer) == ["poe"]
+    assert text.unknown_voices == ("poe",)
     first_end = list(text.tokens).index(text.end_of_text)
     assert tokenizer.decode(list(text.tokens[:first_end])) == "Once upon a midnight"
     assert set(text.openers[:first_end]) == {text.end_of_text}

@@ -18,7 +18,7 @@ from gothic_jax import checkpoint
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import Params
-from gothic_jax.sampler import Sampler, Sampling, decoding_dtype, keep_window
+from gothic_jax.sampler import Sampler, Sampling, keep_window
 from gothic_jax.tokenizer import end_of_text_id, token_bytes, voices
 
 DEFAULT_PROMPT = "In the shadow of"
@@ -103,12 +103,8 @@ def load_writer(name: str, tokenizer_path: Path | None, device: jax.Device) -> W
         tokenizer = checkpoint.load_tokenizer_copy(location, meta)
     else:
         tokenizer = checkpoint.load_same_tokenizer(tokenizer_path, location, meta)
-    dtype = decoding_dtype(device.platform)
-    params = jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf,
-        checkpoint.load_params(location, config, SingleDeviceSharding(device)),
-    )
-    return Writer(params, Sampler(config, dtype=dtype), tokenizer)
+    params = checkpoint.load_params(location, config, SingleDeviceSharding(device))
+    return Writer(params, Sampler(config), tokenizer)
 
 
 def _new_seed(settings: Settings) -> int:

@@ -37,16 +37,20 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` lists the options")
 
 
-def command(program: str) -> Callable[[Callable[[Sequence[str]], int | None]], Callable[..., int]]:
+def command(
+    program: str, *, before: Callable[[], None] = lambda: None
+) -> Callable[[Callable[[Sequence[str]], int | None]], Callable[..., int]]:
     """Makes an entry point of `main(argv)`: returns its exit code, 2 after a UserError.
 
     A UserError becomes one line on stderr. Any other exception is our bug and keeps its
-    traceback.
+    traceback. `before` runs first where the arguments are the process's own.
     """
 
     def decorate(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def entry(argv: Sequence[str] | None = None) -> int:
+            if argv is None:
+                before()
             try:
                 return main(sys.argv[1:] if argv is None else argv) or 0
             except UserError as error:

@@ -1,8 +1,11 @@
 """The devices of this machine: which to use, how fast they can be, how much memory they took."""
 
 import contextlib
+import os
 import resource
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -37,6 +40,21 @@ def select_device(name: str) -> jax.Device:
         ) from error
     jax.config.update("jax_default_device", device)
     return device
+
+
+def use_huge_pages() -> None:
+    """Starts this process anew with its memory in huge pages, where Linux gives them on request.
+
+    A training step on a CPU is then some 1.15 times faster. The C library takes the setting from
+    the environment before a program's first line, so that a program can only set it for its
+    next start. Does nothing where GLIBC_TUNABLES is already set, to whatever.
+    """
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if "GLIBC_TUNABLES" in os.environ or not switch.exists():
+        return
+    if "[madvise]" in switch.read_text():
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -33,15 +33,28 @@ ALL = "all"
 """The name under which the scores of all voices together stand."""
 
 
+@jax.custom_vjp
 def token_losses(
     logits: Float[Array, "*batch vocab"], targets: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy in nats of each target: logsumexp(logits) less the target's logit.
+    """Cross-entropy in nats of each target: logsumexp(logits) less the target's logit."""
+    return _token_losses_forward(logits, targets)[0]
 
-    The logit is picked by a one-hot product, whose gradient is no scatter.
-    """
-    one_hot = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    return jax.nn.logsumexp(logits, axis=-1) - (logits * one_hot).sum(axis=-1)
+
+def _token_losses_forward(logits: Array, targets: Array) -> tuple[Array, Any]:
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return normaliser - target_logits, (logits, targets, normaliser)
+
+
+def _token_losses_backward(saved: Any, gradient: Array) -> tuple[Array, None]:
+    logits, targets, normaliser = saved
+    probabilities = jnp.exp(logits - normaliser[..., None])
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+    return (probabilities - is_target) * gradient[..., None], None
+
+
+token_losses.defvjp(_token_losses_forward, _token_losses_backward)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,15 +13,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gothic_jax.attention import Implementation, cached_attention, causal_attention
+from gothic_jax.attention import Implementation, KVCache, cached_attention, causal_attention
 from gothic_jax.cli import UserError
+from gothic_jax.products import matmul, matmul_transposed, streamed_product
 
 ARCHITECTURES = ("gemma", "gpt2")
 
@@ -56,13 +57,6 @@ class ModelConfig:
             raise UserError("model.n_embd / model.n_head must be even for rotary positions")
 
 
-class KVCache(NamedTuple):
-    """The keys and values of one layer's past, position by position."""
-
-    keys: Float[Array, "batch head cache head_dim"]
-    values: Float[Array, "batch head cache head_dim"]
-
-
 Cache = TypeVar("Cache", KVCache, None)
 Attend = Callable[[Array, Array, Array], tuple[Array, Cache]]
 """(query, key, value) -> (context, the layer's new cache); all [batch, time, head, head_dim]."""
@@ -77,6 +71,10 @@ def embed(
     XLA on a GPU turns a scatter-add with repeated rows into serial atomic updates. On a CPU the
     scatter is some 50 times faster than the product.
     """
+    if table.dtype == jnp.bfloat16:
+        # XLA on a CPU would make the whole table f32 to take bf16 rows from it; these are bits.
+        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens]
+        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(dtype)
     return table[tokens].astype(dtype)
 
 
@@ -129,18 +127,40 @@ def rotate(
     return rotated.astype(x.dtype)
 
 
-def _linear(
-    in_features: int, out_features: int, config: ModelConfig, dtype: Any, rngs: nnx.Rngs, std: float
-) -> nnx.Linear:
-    return nnx.Linear(
-        in_features,
-        out_features,
-        use_bias=config.architecture == "gpt2",
-        kernel_init=nnx.initializers.normal(std),
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        rngs=rngs,
-    )
+class Linear(nnx.Module):
+    """x W, and a bias if the architecture has them; added in f32, returned in `dtype`.
+
+    With `streamed` the kernel is what `streamed_params` makes of it: W^T, in `dtype`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        std: float,
+        config: ModelConfig,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.dtype = dtype
+        self.streamed = False
+        self.kernel = nnx.Param(
+            nnx.initializers.normal(std)(rngs.params(), (in_features, out_features), jnp.float32)
+        )
+        if config.architecture == "gpt2":
+            zeros = nnx.initializers.zeros(rngs.params(), (out_features,), jnp.float32)
+            self.bias = nnx.Param(zeros)
+
+    def __call__(self, x: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
+        """The layer's output for each row."""
+        if self.streamed:
+            y = streamed_product(x, self.kernel[...])
+        else:
+            y = matmul(x, self.kernel[...], self.dtype)
+        if hasattr(self, "bias"):
+            y = y + self.bias[...]
+        return y.astype(self.dtype)
 
 
 def _norm(config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -176,19 +196,46 @@ class Attention(nnx.Module):
         width = config.n_embd
         self.n_head = config.n_head
         self.rotary = config.architecture == "gemma"
-        self.qkv = _linear(width, 3 * width, config, dtype, rngs, INIT_STD)
-        self.out = _linear(width, width, config, dtype, rngs, _residual_std(config))
+        self.qkv = Linear(width, 3 * width, std=INIT_STD, config=config, dtype=dtype, rngs=rngs)
+        self.out = Linear(
+            width, width, std=_residual_std(config), config=config, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "n embed"], positions: Int[Array, " time"], attend: Attend[Cache]
     ) -> tuple[Float[Array, "n embed"], Cache]:
         """The attention's output for each token, and the layer's new cache if there is one."""
-        heads = self.qkv(x).reshape(-1, positions.size, 3, self.n_head, x.shape[1] // self.n_head)
-        query, key, value = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
+        shape = (-1, positions.size, self.n_head, x.shape[1] // self.n_head)
+        query, key, value = (y.reshape(shape) for y in jnp.split(self.qkv(x), 3, axis=1))
         if self.rotary:
             query, key = rotate(query, positions), rotate(key, positions)
         context, cache = attend(query, key, value)
         return self.out(context.reshape(x.shape)), cache
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by tanh (arXiv 1606.08415), reckoned in f32.
+
+    Its gradient starts from `x` again: a second tanh costs less than to write the first one,
+    f32 and as wide as the MLP, and read it back.
+    """
+    return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
+    def in_f32(x: Array) -> Array:
+        return nnx.gelu(x, approximate=True)
+
+    slope = jax.vjp(in_f32, x.astype(jnp.float32))[1](gradient.astype(jnp.float32))[0]
+    return (slope.astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class MLP(nnx.Module):
@@ -198,18 +245,18 @@ class MLP(nnx.Module):
         width = config.n_embd
         self.gated = config.architecture == "gemma"
         inner = 4 * width * (2 if self.gated else 1)
-        self.up = _linear(width, inner, config, dtype, rngs, INIT_STD)
-        self.down = _linear(4 * width, width, config, dtype, rngs, _residual_std(config))
+        self.up = Linear(width, inner, std=INIT_STD, config=config, dtype=dtype, rngs=rngs)
+        self.down = Linear(
+            4 * width, width, std=_residual_std(config), config=config, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, "n embed"]) -> Float[Array, "n embed"]:
         """The MLP's output for each token."""
         hidden = self.up(x)
         if self.gated:
             gate, hidden = jnp.split(hidden, 2, axis=-1)
-            hidden = nnx.gelu(gate, approximate=True) * hidden
-        else:
-            hidden = nnx.gelu(hidden, approximate=True)
-        return self.down(hidden)
+            return self.down(gelu(gate) * hidden)
+        return self.down(gelu(hidden))
 
 
 class Block(nnx.Module):
@@ -246,6 +293,7 @@ class GPT(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> None:
         self.config = config
         self.dtype = dtype
+        self.streamed = False
         self.token_embedding = nnx.Param(
             nnx.initializers.normal(_embedding_std(config))(
                 rngs.params(), (config.vocab_size, config.n_embd), jnp.float32
@@ -289,37 +337,48 @@ class GPT(nnx.Module):
         return self.logits(self.final_norm(x)).reshape(batch, time, -1)
 
     def extend(
-        self, tokens: Int[Array, "batch time"], caches: list[KVCache], start: Int[Array, ""] | int
+        self,
+        tokens: Int[Array, "batch time"],
+        past: list[KVCache],
+        start: Int[Array, ""] | int,
+        recent: list[KVCache],
+        offset: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "batch time embed"], list[KVCache]]:
-        """Final hidden states of tokens at positions start, start + 1, ..., and the new caches.
+        """Final hidden states of tokens that follow others, and what they add to the caches.
 
-        The caches hold the positions before `start`; what they hold after is overwritten.
+        The tokens stand at positions start + offset and on: after the first `start` positions of
+        `past` and the first `offset` of `recent`. Returns `recent` with theirs written into it.
         """
         batch, time = tokens.shape
-        positions = start + jnp.arange(time)
+        positions = start + offset + jnp.arange(time)
         x = self._embed(tokens)
         if self.config.architecture == "gpt2":
             learned = jnp.take(self.position_embedding[...], positions, axis=0, mode="clip")
             x = (x.reshape(batch, time, -1) + learned.astype(self.dtype)).reshape(x.shape)
-        new_caches = []
-        for block, cache in zip(self.blocks, caches, strict=True):
+        added = []
+        for block, before, latest in zip(self.blocks, past, recent, strict=True):
 
             def attend(
-                query: Array, key: Array, value: Array, cache: KVCache = cache
+                query: Array,
+                key: Array,
+                value: Array,
+                before: KVCache = before,
+                latest: KVCache = latest,
             ) -> tuple[Array, KVCache]:
-                context, keys, values = cached_attention(
-                    query, key, value, cache.keys, cache.values, start
-                )
-                return context, KVCache(keys, values)
+                own = KVCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
+                latest = latest.write(own, offset)
+                context = cached_attention(query, before, start, latest, offset)
+                return context.astype(self.dtype), latest
 
-            x, new_cache = block(x, positions, attend, None)
-            new_caches.append(new_cache)
-        return self.final_norm(x).reshape(batch, time, -1), new_caches
+            x, latest = block(x, positions, attend, None)
+            added.append(latest)
+        return self.final_norm(x).reshape(batch, time, -1), added
 
     def logits(self, hidden: Float[Array, "n embed"]) -> Float[Array, "n vocab"]:
         """The head: the token embedding, transposed; summed and returned in f32."""
-        table = self.token_embedding[...].astype(self.dtype)
-        return jnp.einsum("ne,ve->nv", hidden, table, preferred_element_type=jnp.float32)
+        if self.streamed:
+            return streamed_product(hidden, self.token_embedding[...])
+        return matmul_transposed(hidden, self.token_embedding[...], self.dtype)
 
     def _embed(self, tokens: Int[Array, "batch time"]) -> Float[Array, "n embed"]:
         x = embed(self.token_embedding[...], tokens.reshape(-1), self.dtype)
@@ -336,10 +395,27 @@ def empty_caches(config: ModelConfig, batch: int, length: int, dtype: Any) -> li
     ]
 
 
-def graph(config: ModelConfig, dtype: Any) -> "nnx.GraphDef[GPT]":
-    """The model less its parameters, for `nnx.merge(graph, params)`; computes nothing."""
+def graph(config: ModelConfig, dtype: Any, *, streamed: bool = False) -> "nnx.GraphDef[GPT]":
+    """The model less its parameters, for `nnx.merge(graph, params)`; computes nothing.
+
+    `streamed` is for decoding, where each weight is read for a few rows only: the model then
+    takes what `streamed_params` gives.
+    """
     model = nnx.eval_shape(lambda: GPT(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model.set_attributes(streamed=streamed)
     return nnx.split(model)[0]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def streamed_params(params: Params, dtype: Any) -> Params:
+    """Parameters laid out for decoding: matrices in `dtype`, kernels [out, in]."""
+
+    def laid_out(path: tuple[Any, ...], leaf: Array) -> Array:
+        if leaf.ndim < 2:
+            return leaf
+        return (leaf.T if path[-1].key == "kernel" else leaf).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(laid_out, params)
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:

@@ -43,24 +43,25 @@ def make_optimizer(config: ConfigDict) -> optax.MultiSteps:
 
 
 def init_optimizer(optimizer: optax.MultiSteps, params: Params) -> optax.MultiStepsState:
-    """The state before the first iteration, as `apply_mean_gradient` keeps it."""
+    """The state before the first iteration, as `apply_gradient_sum` keeps it."""
     return optimizer.init(params)._replace(acc_grads=())
 
 
-def apply_mean_gradient(
+def apply_gradient_sum(
     optimizer: optax.MultiSteps,
     micro_steps: int,
-    gradient: Params,
+    gradients: Params,
     state: optax.MultiStepsState,
     params: Params,
 ) -> tuple[Params, optax.MultiStepsState]:
-    """The iteration's one update, given the mean gradient of its `micro_steps` micro-batches.
+    """The iteration's one update, given the sum of its `micro_steps` micro-batches' gradients.
 
     MultiSteps would run AdamW after every micro-batch and throw all but the last away. So the
-    caller takes the mean, and MultiSteps is handed it as what it had gathered before its last
-    micro-step, and as that step's gradient: the mean of the two is the mean itself. Between
-    iterations there is nothing gathered, and no room is kept for it.
+    caller adds up, and MultiSteps is handed the sum as its last micro-step's gradient, with
+    nothing gathered before it: of that it takes the mean, 0 + (sum - 0) / micro_steps. Between
+    iterations nothing is gathered, and no room is kept for it.
     """
-    last = state._replace(mini_step=jnp.asarray(micro_steps - 1, jnp.int32), acc_grads=gradient)
-    updates, state = optimizer.update(gradient, last, params)
+    nothing = jax.tree.map(jnp.zeros_like, gradients)
+    last = state._replace(mini_step=jnp.asarray(micro_steps - 1, jnp.int32), acc_grads=nothing)
+    updates, state = optimizer.update(gradients, last, params)
     return optax.apply_updates(params, updates), state._replace(acc_grads=())

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from gothic_jax.attention import KVCache
 from gothic_jax.cli import UserError
-from gothic_jax.model import GPT, KVCache, ModelConfig, Params, empty_caches, graph
+from gothic_jax.model import GPT, ModelConfig, Params, empty_caches, graph, streamed_params
 
 PREFILL_CHUNK = 64
 """Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
@@ -91,14 +92,17 @@ def _candidates(top_k: int, vocab_size: int) -> int:
 
 
 class Sampler:
-    """A model ready to write. Its programs are compiled at first use and then kept."""
+    """A model ready to write. Its programs are compiled at first use and then kept.
 
-    def __init__(self, config: ModelConfig, *, dtype: Any) -> None:
+    `dtype` is that of weights and activations: decoding takes as long as the weights take to
+    stream through memory.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16) -> None:
         self.config = config
         self._dtype = dtype
-        self._graph: nnx.GraphDef[GPT] = graph(config, dtype)
-        # Room for the padding of the last prompt chunk, and for a chunk that runs over the end.
-        self._cache_length = -(-config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK + DECODE_CHUNK
+        self._graph: nnx.GraphDef[GPT] = graph(config, dtype, streamed=True)
+        self._laid_out: tuple[Params, Params] | None = None
         self._prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
         self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))
 
@@ -109,7 +113,9 @@ class Sampler:
         tokens: Int[Array, "batch chunk"],
         start: Int[Array, ""],
     ) -> list[KVCache]:
-        return nnx.merge(self._graph, params).extend(tokens, caches, start)[1]
+        model = nnx.merge(self._graph, params)
+        recent = self._empty_caches(*tokens.shape)
+        return _write(caches, model.extend(tokens, caches, start, recent, 0)[1], start)
 
     def _decode_chunk(
         self,
@@ -125,15 +131,42 @@ class Sampler:
         keys, settings = keys_and_settings
 
         def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Array]:
-            caches, token = carry
-            hidden, caches = model.extend(token[:, None], caches, start + i)
+            recent, token = carry
+            hidden, recent = model.extend(token[:, None], caches, start, recent, i)
             logits = model.logits(hidden[:, 0])
             step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, written + i)
             token = draw(logits, step_keys, settings, candidates)
-            return (caches, token), token
+            return (recent, token), token
 
-        (caches, token), tokens = jax.lax.scan(step, (caches, token), jnp.arange(DECODE_CHUNK))
-        return caches, token, tokens.T
+        nothing = self._empty_caches(len(token), DECODE_CHUNK)
+        (recent, token), tokens = jax.lax.scan(step, (nothing, token), jnp.arange(DECODE_CHUNK))
+        return _write(caches, recent, start), token, tokens.T
+
+    def _cache_length(self, past: int) -> int:
+        """The least of 128, 256, 512, ... or the block that holds the past, and a chunk more.
+
+        Attention reads the whole cache. Each length is a program of its own, so that there are
+        few, and what short texts need is all that they compile.
+        """
+        block = -(-self.config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
+        return min(max(128, 1 << (max(past, 1) - 1).bit_length()), block) + DECODE_CHUNK
+
+    def _grown(self, caches: list[KVCache], past: int) -> list[KVCache]:
+        """The caches, longer if they have no room for a chunk after `past` positions."""
+        more = self._cache_length(past) - caches[0].keys.shape[2]
+        if more <= 0:
+            return caches
+        padding = ((0, 0), (0, 0), (0, more), (0, 0))
+        return [KVCache(*(jnp.pad(part, padding) for part in cache)) for cache in caches]
+
+    def _empty_caches(self, batch: int, length: int) -> list[KVCache]:
+        return empty_caches(self.config, batch, length, _cache_dtype(self._dtype))
+
+    def _params(self, params: Params) -> Params:
+        """`params` laid out for decoding, once for as long as they stay the same."""
+        if self._laid_out is None or self._laid_out[0] is not params:
+            self._laid_out = params, streamed_params(params, self._dtype)
+        return self._laid_out[1]
 
     def stream(
         self,
@@ -162,6 +195,7 @@ class Sampler:
             jnp.float32(sampling.top_p),
         )
         candidates = _candidates(sampling.top_k, self.config.vocab_size)
+        params = self._params(params)
         context = keep_window(prompt, block)
         written = 0
         while written < max_tokens:
@@ -171,6 +205,7 @@ class Sampler:
             budget = min(block - position, max_tokens - written)
             unread = None
             for done in range(0, budget, DECODE_CHUNK):
+                caches = self._grown(caches, position + done)
                 caches, token, chunk = self._decode(
                     params,
                     caches,
@@ -197,7 +232,7 @@ class Sampler:
     ) -> tuple[list[KVCache], int]:
         """Caches that hold all of the context but its last token, and how many that are."""
         batch, length = context.shape
-        caches = empty_caches(self.config, batch, self._cache_length, self._dtype)
+        caches = self._empty_caches(batch, self._cache_length(length - 1))
         padded = -(-(length - 1) // PREFILL_CHUNK) * PREFILL_CHUNK
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
@@ -216,6 +251,10 @@ def keep_window(
     return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
 
 
-def decoding_dtype(platform: str) -> Any:
-    """bf16, but f32 on a CPU: matrix-vector products in bf16 are several times slower there."""
-    return jnp.float32 if platform == "cpu" else jnp.bfloat16
+def _cache_dtype(dtype: Any) -> Any:
+    """f32 on a CPU, which has no fast product of one bf16 row and a bf16 matrix; else `dtype`."""
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
+def _write(caches: list[KVCache], recent: list[KVCache], start: Int[Array, ""]) -> list[KVCache]:
+    return [cache.write(new, start) for cache, new in zip(caches, recent, strict=True)]

@@ -15,7 +15,7 @@ from gothic_jax.attention import Implementation
 from gothic_jax.config import model_config
 from gothic_jax.evaluate import token_losses
 from gothic_jax.model import GPT, Params, graph
-from gothic_jax.optimizer import apply_mean_gradient, learning_rate_schedule, make_optimizer
+from gothic_jax.optimizer import apply_gradient_sum, learning_rate_schedule, make_optimizer
 
 
 class TrainState(NamedTuple):
@@ -54,22 +54,29 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
 
         def micro_step(
+            index: Array | int, batch: Int[Array, "batch window"]
+        ) -> tuple[Array, Params]:
+            dropout_key = jax.random.fold_in(key, index) if shape.dropout else None
+            return jax.value_and_grad(loss)(state.params, batch, dropout_key)
+
+        def add_micro_step(
             total: tuple[Array, Params], inputs: tuple[Array, Array]
         ) -> tuple[tuple[Array, Params], None]:
-            index, batch = inputs
-            dropout_key = jax.random.fold_in(key, index) if shape.dropout else None
-            one = jax.value_and_grad(loss)(state.params, batch, dropout_key)
-            return jax.tree.map(jnp.add, total, one), None
+            return jax.tree.map(jnp.add, total, micro_step(*inputs)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = jax.lax.scan(micro_step, zero, (jnp.arange(micro_steps), windows))
-        mean_loss, gradient = jax.tree.map(lambda leaf: leaf / micro_steps, total)
-        params, optimizer_state = apply_mean_gradient(
-            optimizer, micro_steps, gradient, state.optimizer, state.params
+        if micro_steps == 1:  # nothing to add up: no pass over gradients of zeros
+            loss_sum, gradients = micro_step(0, windows[0])
+        else:
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            total, _ = jax.lax.scan(add_micro_step, zero, (jnp.arange(micro_steps), windows))
+            loss_sum, gradients = total
+        params, optimizer_state = apply_gradient_sum(
+            optimizer, micro_steps, gradients, state.optimizer, state.params
         )
+        mean_gradient = jax.tree.map(lambda leaf: leaf / micro_steps, gradients)
         metrics = {
-            "loss": mean_loss,
-            "gradient_norm": optax.tree.norm(gradient),
+            "loss": loss_sum / micro_steps,
+            "gradient_norm": optax.tree.norm(mean_gradient),
             "learning_rate": schedule(iteration),
         }
         return TrainState(params, optimizer_state), metrics

@@ -38,7 +38,7 @@ from gothic_jax.dataset import (
     load_tokens,
     training_batches,
 )
-from gothic_jax.device import memory_peak, out_of_memory_told
+from gothic_jax.device import memory_peak, out_of_memory_told, use_huge_pages
 from gothic_jax.evaluate import ALL, Evaluator, LossFunction, loss_function
 from gothic_jax.model import (
     flops_per_token,
@@ -50,7 +50,7 @@ from gothic_jax.optimizer import (
     init_optimizer,
     make_optimizer,
 )
-from gothic_jax.sampler import Sampler, Sampling, decoding_dtype
+from gothic_jax.sampler import Sampler, Sampling
 from gothic_jax.step import Metrics, TrainState, TrainStep, data_mesh, make_train_step
 from gothic_jax.texts import find_text
 from gothic_jax.tokenizer import (
@@ -280,7 +280,7 @@ class Run:
             self.attention,
             NamedSharding(self.mesh, PartitionSpec("data")),
         )
-        sampler = Sampler(self.shape, dtype=decoding_dtype(self.device.platform))
+        sampler = Sampler(self.shape)
         batches = batch_iterator(self.batches, self.meta.iteration)
         windows = self.put(next(batches))
         unread: tuple[int, Metrics] | None = None
@@ -556,7 +556,7 @@ def _load_tokenizer(
     return checkpoint.load_same_tokenizer(path, start, meta)
 
 
-@command("gothic-train")
+@command("gothic-train", before=use_huge_pages)
 def main(argv: Sequence[str]) -> int:
     """Trains a model."""
     run = _prepare(argv)

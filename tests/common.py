@@ -99,6 +99,7 @@ def process(
 ) -> subprocess.Popen[str]:
     """`python -m gothic_jax.MODULE` as a user runs it: one device, no test settings."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    clean["GLIBC_TUNABLES"] = ""  # no second start for huge pages, which so small a run lacks
     return subprocess.Popen(
         [sys.executable, "-m", f"gothic_jax.{module}", *arguments],
         cwd=cwd,

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax.attention import Implementation, cached_attention, causal_attention, choose
+from gothic_jax.attention import (
+    Implementation,
+    KVCache,
+    cached_attention,
+    causal_attention,
+    choose,
+)
 from gothic_jax.model import rotate
 
 
@@ -43,9 +49,18 @@ def test_attention_by_blocks_has_the_gradients_of_the_plain_one() -> None:
 
 def test_cached_attention_sees_the_past_and_itself_but_no_stale_entries() -> None:
     query, key, value = qkv(9)
-    stale = jnp.full((2, 3, 20, 16), 100.0)  # a cache left over from another text
-    _, keys, values = cached_attention(query[:, :4], key[:, :4], value[:, :4], stale, stale, 0)
-    context, _, _ = cached_attention(query[:, 4:], key[:, 4:], value[:, 4:], keys, values, 4)
+    own = KVCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
+    stale = KVCache(*(jnp.full((2, 3, 20, 16), 100.0),) * 2)  # left over from another text
+    past = stale.write(KVCache(*(part[:, :, :4] for part in own)), 0)
+    # The rest is added in two pieces, the second one after the first.
+    recent = KVCache(*(part[:, :, :6] for part in stale)).write(
+        KVCache(*(part[:, :, 4:] for part in own)), 0
+    )
+    pieces = [
+        cached_attention(query[:, 4:6], past, 4, recent, 0),
+        cached_attention(query[:, 6:], past, 4, recent, 2),
+    ]
+    context = jnp.concatenate(pieces, axis=1)
     np.testing.assert_allclose(context, by_hand(query, key, value)[:, 4:], atol=1e-5)
 
 

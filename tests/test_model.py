@@ -23,6 +23,7 @@ from gothic_jax.model import (
     graph,
     init_params,
     parameter_count,
+    streamed_params,
 )
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -183,13 +184,19 @@ def test_no_position_depends_on_a_later_one(architecture: str) -> None:
 @pytest.mark.parametrize("pieces", [[24], [1] * 24, [7, 1, 16]])
 def test_cached_forward_equals_the_full_one(architecture: str, pieces: list[int]) -> None:
     config = reference_config(architecture)
-    model = merge(config, reference_params(architecture))
+    params = reference_params(architecture)
+    model = merge(config, params)
+    decoder = nnx.merge(
+        graph(config, jnp.float32, streamed=True), streamed_params(params, jnp.float32)
+    )
     tokens = jnp.asarray(reference_tokens())
     caches = empty_caches(config, len(tokens), config.block_size, jnp.float32)
     logits, start = [], 0
     for piece in pieces:
-        hidden, caches = model.extend(tokens[:, start : start + piece], caches, start)
-        flat = model.logits(hidden.reshape(-1, config.n_embd))
+        recent = empty_caches(config, len(tokens), piece, jnp.float32)
+        hidden, recent = decoder.extend(tokens[:, start : start + piece], caches, start, recent, 0)
+        caches = [cache.write(new, start) for cache, new in zip(caches, recent, strict=True)]
+        flat = decoder.logits(hidden.reshape(-1, config.n_embd))
         logits.append(flat.reshape(len(tokens), piece, -1))
         start += piece
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), model(tokens), atol=2e-6)

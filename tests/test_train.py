@@ -13,7 +13,7 @@ from gothic_jax.config import get_config, model_config
 from gothic_jax.evaluate import token_losses
 from gothic_jax.model import Params, init_params
 from gothic_jax.optimizer import (
-    apply_mean_gradient,
+    apply_gradient_sum,
     init_optimizer,
     learning_rate_schedule,
     make_optimizer,
@@ -68,7 +68,7 @@ def test_k_micro_batches_equal_one_batch_of_all() -> None:
     assert_close(state.params, other.params, atol=2e-5)
 
 
-def test_one_update_with_the_mean_equals_multisteps_fed_step_by_step() -> None:
+def test_one_update_with_the_sum_equals_multisteps_fed_step_by_step() -> None:
     config = tiny_config(gradient_accumulation_steps=3)
     optimizer = make_optimizer(config)
     params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(3)}
@@ -77,9 +77,9 @@ def test_one_update_with_the_mean_equals_multisteps_fed_step_by_step() -> None:
     for gradient in gradients:
         updates, stepwise_state = optimizer.update(gradient, stepwise_state, stepwise)
         stepwise = optax.apply_updates(stepwise, updates)
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *gradients)
-    at_once, state = apply_mean_gradient(
-        optimizer, 3, mean, init_optimizer(optimizer, params), params
+    total = jax.tree.map(lambda *leaves: sum(leaves), *gradients)
+    at_once, state = apply_gradient_sum(
+        optimizer, 3, total, init_optimizer(optimizer, params), params
     )
     assert_close(at_once, stepwise, rtol=1e-6)
     assert state.gradient_step == stepwise_state.gradient_step == 1
@@ -121,9 +121,8 @@ def test_updates_are_clipped_adamw_with_decay_on_matrices_only() -> None:
     ours = jax.tree.map(jnp.asarray, params)
     state = init_optimizer(optimizer, ours)
     for gradient in gradients:
-        ours, state = apply_mean_gradient(
-            optimizer, 2, jax.tree.map(jnp.asarray, gradient), state, ours
-        )
+        summed = jax.tree.map(lambda leaf: 2 * jnp.asarray(leaf), gradient)
+        ours, state = apply_gradient_sum(optimizer, 2, summed, state, ours)
     assert_close(ours, adamw_by_hand(params, gradients, config), rtol=1e-5)
 
 

@@ -1,0 +1,1 @@
+"""Speed of gothic_jax beside other programs, measured on the machine at hand."""

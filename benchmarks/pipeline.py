@@ -1,0 +1,135 @@
+"""What surrounds the step: batches, checkpoints, and the start of gothic-train."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks.cases import Model, Train
+from benchmarks.gothic import settings
+from gothic_jax import checkpoint, tokenizer
+from gothic_jax.config import model_config
+from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
+from gothic_jax.model import init_params
+from gothic_jax.optimizer import init_optimizer, make_optimizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
+
+Figure = tuple[str, float, str]
+"""What, how much, in which unit."""
+
+
+def measure(device: str, train: Train) -> list[Figure]:
+    """All of it, for the model and the micro-batches of `train`, on the sample corpus."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        vocabulary = work / "tokenizer.json"
+        if tokenizer.main(
+            [
+                *("--files", str(SAMPLE / "mixed_train.txt"), "--vocab-size", "1024"),
+                *("--output", str(vocabulary)),
+            ]
+        ):
+            raise RuntimeError("gothic-tokenize failed")
+        return [
+            ("batches from Grain", _batches_per_second(vocabulary, train), "batches/s"),
+            *_checkpoints(work / "run", vocabulary, train),
+            *_starts(device, work, vocabulary, train),
+        ]
+
+
+def _batches_per_second(vocabulary: Path, train: Train, count: int = 300) -> float:
+    text = load_tokens(SAMPLE / "mixed_train.txt", tokenizer.load_tokenizer(vocabulary))
+    shape = (train.micro_batches, train.batch)
+    batches = batch_iterator(
+        training_batches(
+            text, shape=shape, block_size=train.model.block_size, voice_dropout=0.1, seed=0
+        ),
+        0,
+    )
+    for _ in range(20):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    return count / (time.perf_counter() - started)
+
+
+def _checkpoints(run: Path, vocabulary: Path, train: Train) -> list[Figure]:
+    config = settings(train)
+    shape = model_config(config)
+    params = init_params(shape, 0)
+    optimizer = init_optimizer(make_optimizer(config), params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
+    words = tokenizer.load_tokenizer(vocabulary)
+    meta = checkpoint.Meta(
+        iteration=1,
+        config=config.to_dict(),
+        tokenizer_sha256=tokenizer.fingerprint(words),
+        train_sha256="",
+        val_sha256="",
+    )
+    saver = checkpoint.Saver(run)
+    started = time.perf_counter()
+    saver.save(params, optimizer, meta, words, 1.0)
+    blocked = time.perf_counter() - started
+    saver.close()
+    saved = time.perf_counter() - started
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    where = checkpoint.locate(str(run))
+    started = time.perf_counter()
+    restored = (
+        checkpoint.load_params(where, shape, sharding),
+        checkpoint.load_optimizer(where, optimizer, sharding),
+    )
+    jax.block_until_ready(restored)
+    return [
+        ("checkpoint", size / 2**20, "MiB"),
+        ("save: the run waits", blocked, "s"),
+        ("save: on disk after", saved, "s"),
+        ("restore", time.perf_counter() - started, "s"),
+    ]
+
+
+def _starts(device: str, work: Path, vocabulary: Path, train: Train) -> list[Figure]:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return [
+        (name, _seconds_to_first_iteration(device, work, vocabulary, train, environment), "s")
+        for name in ("first iteration after the command, cold", "the same, programs cached")
+    ]
+
+
+def _seconds_to_first_iteration(
+    device: str, work: Path, vocabulary: Path, train: Train, environment: dict[str, str]
+) -> float:
+    command = [
+        *(sys.executable, "-m", "gothic_jax.train", "--device", device, "--overwrite"),
+        *("--config.data_dir", str(SAMPLE), "--config.tokenizer", str(vocabulary)),
+        *("--config.model.vocab_size=1024", "--out-dir", str(work / "started")),
+        *(f"--config.model.architecture={train.model.architecture}", "--config.log_interval=1"),
+        *(f"--batch-size={train.batch}", f"--grad-accum={train.micro_batches}"),
+        f"--config.compute_dtype={train.dtype}",
+    ]
+    started = time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(b"1/"):
+                seconds = time.perf_counter() - started
+                process.kill()
+                return seconds
+    raise RuntimeError(f"gothic-train ended before its first iteration: {' '.join(command)}")
+
+
+def default_case(model: Model, *, on_gpu: bool) -> Train:
+    """The iteration that a pipeline must keep up with."""
+    return Train(model, 16, 4, "bfloat16", 1) if on_gpu else Train(model, 4, 1, "bfloat16", 1)

@@ -42,6 +42,12 @@ def select_device(name: str) -> jax.Device:
     return device
 
 
+def default_device() -> jax.Device:
+    """What `select_device` chose; before that, JAX's own default."""
+    chosen: jax.Device | None = jax.config.jax_default_device
+    return chosen or jax.devices()[0]
+
+
 def use_huge_pages() -> None:
     """Starts this process anew with its memory in huge pages, where Linux gives them on request.
 

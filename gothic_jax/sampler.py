@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gothic_jax.attention import KVCache
 from gothic_jax.cli import UserError
+from gothic_jax.device import default_device
 from gothic_jax.model import GPT, ModelConfig, Params, empty_caches, graph, streamed_params
 
 PREFILL_CHUNK = 64
@@ -253,7 +254,7 @@ def keep_window(
 
 def _cache_dtype(dtype: Any) -> Any:
     """f32 on a CPU, which has no fast product of one bf16 row and a bf16 matrix; else `dtype`."""
-    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+    return jnp.float32 if default_device().platform == "cpu" else dtype
 
 
 def _write(caches: list[KVCache], recent: list[KVCache], start: Int[Array, ""]) -> list[KVCache]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in order of worth: the GPU tests, then the default run on
-# the real corpus with its evaluation and samples. Needs data/processed and data/tokenizer.json.
+# Everything that only a GPU can tell, in order of worth: the GPU tests, the benchmark, then the
+# default run on the real corpus with its evaluation and samples. Needs data/processed and
+# data/tokenizer.json.
 #   scripts/gpu_run.sh RESULTS [gothic-train options]
 # Uses the python on PATH, in which the package's dependencies must be installed.
 set -euo pipefail
@@ -9,6 +10,8 @@ results="$(mkdir -p "$1" && cd "$1" && pwd)"
 shift
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1
 python -m pytest -m gpu -p no:cacheprovider 2>&1 | tee "$results/gpu-tests.txt" || true
+python -m benchmarks.run --device cuda --output "$results/benchmark.json" 2>&1 |
+    tee "$results/benchmark.txt" || true
 python -m gothic_jax.train --out-dir checkpoints/gpu --overwrite "$@" 2>&1 |
     tee "$results/train.txt"
 python -m gothic_jax.evaluate --checkpoint checkpoints/gpu/best \

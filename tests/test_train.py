@@ -245,3 +245,38 @@ def test_the_default_step_on_a_gpu_uses_cudnn_and_no_scatter() -> None:
     for seed in range(3):
         state, metrics = compiled(state, jnp.asarray(windows(config, seed)))
         assert np.isfinite(float(metrics["loss"]))
+
+
+def test_a_gpus_program_has_no_scatter_no_callback_and_one_adamw() -> None:
+    config = tiny_config(compute_dtype="bfloat16", gradient_accumulation_steps=3)
+    state = new_state(config)
+    traced = jax.jit(make_train_step(config, "xla"), donate_argnums=0).trace(
+        state, jnp.asarray(windows(config))
+    )
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.scatter" not in program
+    assert "callback" not in program
+    donated = program.count("jax.buffer_donor") + program.count("tf.aliasing_output")
+    assert donated == len(jax.tree.leaves(state))
+    # AdamW takes one root for each array of parameters; a norm is one root more.
+    (micro_steps,) = (
+        equation for equation in traced.jaxpr.eqns if equation.primitive.name == "scan"
+    )
+    assert " sqrt " not in str(micro_steps.params["jaxpr"])
+    roots = str(traced.jaxpr).count(" sqrt ")
+    assert roots == len(jax.tree.leaves(state.params)) + 2  # to clip, and to report
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "gpt2"])
+@pytest.mark.parametrize("block_size", [16, 15, 130])
+def test_a_bf16_step_is_close_to_the_f32_one_for_even_and_odd_shapes(
+    architecture: str, block_size: int
+) -> None:
+    model = {"model.architecture": architecture, "model.block_size": block_size}
+    figures = []
+    for dtype in ("float32", "bfloat16"):
+        config = tiny_config(batch_size=1, compute_dtype=dtype, **model)
+        step = jax.jit(make_train_step(config, "xla-blocks"))
+        _, metrics = step(new_state(config), jnp.asarray(windows(config)))
+        figures.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    np.testing.assert_allclose(figures[1], figures[0], rtol=0.02)

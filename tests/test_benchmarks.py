@@ -1,0 +1,77 @@
+"""The benchmark on a tiny model: real processes, true arithmetic, honest gaps."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import run as benchmark
+from benchmarks.cases import Case, Decode, Model, Train
+from benchmarks.run import OURS, Entry, Row, compare, table
+
+TINY = Model(block_size=32, vocab_size=64, n_layer=1, n_head=2, n_embd=16)
+CASES = [
+    Train(TINY, batch=2, micro_batches=2, dtype="float32", iterations=2),
+    Decode(TINY, streams=2, prompt=3, new_tokens=20, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_comparison_tells_speeds_and_says_who_cannot_run(case: Case) -> None:
+    peer = "PyTorch eager" if isinstance(case, Train) else "llama.cpp"
+    rows = compare("tiny", [Entry(OURS, case), Entry(peer, case)], "cpu", rounds=2)
+    ours, theirs = (row for row in rows if row.metric == "speed")
+    assert ours.value is not None
+    assert ours.low is not None
+    assert ours.high is not None
+    assert 0 < ours.low <= ours.value <= ours.high
+    figures = {row.metric: row.value for row in rows if row.system.startswith(OURS)}
+    whole = 1e3 * case.tokens / ours.value  # milliseconds of a run, about: medians of two
+    if isinstance(case, Train):
+        assert figures["iteration"] == pytest.approx(whole / case.iterations, rel=0.5)
+    else:
+        assert 0 < (figures["first text"] or 0) < 2 * whole
+    if theirs.value is None:
+        assert "not installed" in theirs.note
+        assert ours.ratio_to_best_peer is None
+        assert f"| {theirs.note} |" in table(rows)
+    else:
+        assert theirs.ratio_to_best_peer == 1
+        assert ours.ratio_to_best_peer == pytest.approx(ours.value / theirs.value)
+
+
+def test_a_case_that_a_system_does_not_do_says_so() -> None:
+    long = Decode(TINY, streams=1, prompt=30, new_tokens=20, dtype="float32")
+    (row,) = compare("long", [Entry(OURS, long)], "cpu", rounds=1)
+    assert (row.value, row.note) == (None, "longer than the block size")
+
+
+def test_results_hold_machine_versions_date_and_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Row("pipeline", OURS, "restore", 0.5, "s")]
+    monkeypatch.setattr(benchmark, "pipeline", lambda *_: rows)
+    output = tmp_path / "cpu.json"
+    benchmark.main(["--device", "cpu", "--parts", "pipeline", "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert result["machine"]["versions"]["jax"]
+    assert result["machine"]["cpu_cores"] >= 1
+    assert result["machine"]["date"]
+    assert result["rows"][0]["value"] == 0.5
+    assert "restore | 0.5 s" in output.with_suffix(".md").read_text()
+    assert "restore | 0.5 s" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma"])
+def test_the_pytorch_peer_has_as_many_parameters(architecture: str) -> None:
+    import torch
+
+    from benchmarks import pytorch
+    from benchmarks.gothic import _model
+    from gothic_jax.model import abstract_params, parameter_count
+
+    shape = Model(architecture)  # type: ignore[arg-type]
+    theirs = sum(p.numel() for p in pytorch.build(torch, shape).parameters())
+    assert theirs == parameter_count(abstract_params(_model(shape)))

@@ -99,20 +99,21 @@ def _checkpoints(run: Path, vocabulary: Path, train: Train) -> list[Figure]:
 
 def _starts(device: str, work: Path, vocabulary: Path, train: Train) -> list[Figure]:
     environment = os.environ | {
+        "JAX_PLATFORMS": device,
         "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
         "PYTHONUNBUFFERED": "1",
     }
     return [
-        (name, _seconds_to_first_iteration(device, work, vocabulary, train, environment), "s")
+        (name, _seconds_to_first_iteration(work, vocabulary, train, environment), "s")
         for name in ("first iteration after the command, cold", "the same, programs cached")
     ]
 
 
 def _seconds_to_first_iteration(
-    device: str, work: Path, vocabulary: Path, train: Train, environment: dict[str, str]
+    work: Path, vocabulary: Path, train: Train, environment: dict[str, str]
 ) -> float:
     command = [
-        *(sys.executable, "-m", "gothic_jax.train", "--device", device, "--overwrite"),
+        *(sys.executable, "-m", "gothic_jax.train", "--overwrite"),
         *("--config.data_dir", str(SAMPLE), "--config.tokenizer", str(vocabulary)),
         *("--config.model.vocab_size=1024", "--out-dir", str(work / "started")),
         *(f"--config.model.architecture={train.model.architecture}", "--config.log_interval=1"),

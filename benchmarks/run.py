@@ -306,6 +306,33 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Results:
+    """The file of results. New rows replace those of the same case; the others stay."""
+
+    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
+        self._path = path
+        self._machine = machine
+        self._rows: list[Row] = []
+        if path.exists():
+            old = json.loads(path.read_text())
+            if old["machine"] == machine:  # otherwise these rows would not stand side by side
+                self._rows = [Row(**row) for row in old["rows"]]
+
+    def add(self, rows: Sequence[Row]) -> str:
+        """Writes the rows, in JSON and as a table; returns their own table."""
+        cases = {row.case for row in rows}
+        self._rows = [row for row in self._rows if row.case not in cases] + [*rows]
+        result = {"machine": self._machine, "rows": [dataclasses.asdict(r) for r in self._rows]}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(result, indent=1) + "\n")
+        versions = ", ".join(
+            f"{name} {version}" for name, version in self._machine["versions"].items()
+        )
+        head = f"{self._machine['device']}; {self._machine['date']}; {versions}"
+        self._path.with_suffix(".md").write_text(f"{head}\n\n{table(self._rows)}")
+        return table(rows)
+
+
 def _machine(device: str) -> dict[str, Any]:
     versions = {}
     for package in PACKAGES:
@@ -358,31 +385,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     on_gpu = device == "cuda"
 
-    rows: list[Row] = []
+    output = arguments.output or RESULTS / f"{'gpu' if on_gpu else 'cpu'}.json"
+    results = Results(output, _machine(device))
     comparisons = [*train_cases(on_gpu)] if "train" in parts else []
     comparisons += decode_cases(on_gpu) if "decode" in parts else []
     for title, entries in comparisons:
         if arguments.only in title:
-            rows += compare(title, entries, device, arguments.rounds)
-            print(table([row for row in rows if row.case == title]), flush=True)
+            print(results.add(compare(title, entries, device, arguments.rounds)), flush=True)
     if "growth" in parts:
-        rows += growth(device, on_gpu, max(2, arguments.rounds // 2))
+        print(results.add(growth(device, on_gpu, max(2, arguments.rounds // 2))), flush=True)
     if "pipeline" in parts:
-        rows += pipeline(device, on_gpu)
-
-    output = arguments.output or RESULTS / f"{'gpu' if on_gpu else 'cpu'}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    command = "python -m benchmarks.run " + " ".join(sys.argv[1:] if argv is None else argv)
-    machine = _machine(device)
-    result = {
-        "command": command.strip(),
-        "machine": machine,
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    told = f"{machine['device']}; {machine['date']}; `{result['command']}`\n\n{table(rows)}"
-    output.with_suffix(".md").write_text(told)
-    print(told)
+        print(results.add(pipeline(device, on_gpu)), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.warmup_iters = 60
     config.beta2 = 0.98
     config.eval_interval = 100
-    config.compute_dtype = "float32"  # few CPUs are faster in bfloat16
+    config.compute_dtype = "float32"  # few laptops have bfloat16 units
     config.model.block_size = 256
     config.model.n_layer = 6
     config.model.n_head = 3

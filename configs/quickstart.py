@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.weight_decay = 0.5
     config.eval_interval = 50
     config.log_interval = 25
-    config.compute_dtype = "float32"  # few CPUs are faster in bfloat16
+    config.compute_dtype = "float32"  # few laptops have bfloat16 units
     config.model.block_size = 128
     config.model.vocab_size = 1024
     config.model.n_layer = 4

@@ -44,7 +44,7 @@ def select_device(name: str) -> jax.Device:
 
 def default_device() -> jax.Device:
     """What `select_device` chose; before that, JAX's own default."""
-    chosen: jax.Device | None = jax.config.jax_default_device
+    chosen: jax.Device | None = jax.config.jax_default_device  # type: ignore[attr-defined]
     return chosen or jax.devices()[0]
 
 

@@ -386,6 +386,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     on_gpu = device == "cuda"
+    os.environ["JAX_PLATFORMS"] = device  # here and in every worker
 
     output = arguments.output or RESULTS / f"{'gpu' if on_gpu else 'cpu'}.json"
     results = Results(output, _machine(device))

@@ -87,6 +87,16 @@ def test_greedy_text_equals_the_full_forward_pass(config: ModelConfig, prompt_le
     assert write(config, [prompt], 90)[0].tolist() == expected
 
 
+@pytest.mark.parametrize("prompt_length", [110, 129, 140])
+def test_text_goes_on_the_same_where_its_caches_grow_longer(
+    config: ModelConfig, prompt_length: int
+) -> None:
+    config = ModelConfig(**vars(config) | {"block_size": 300})
+    prompt = [1, *np.random.default_rng(0).integers(3, 320, prompt_length - 1).tolist()]
+    expected = by_full_forward(config, prompt, 150)  # past 128 and 256 positions
+    assert write(config, [prompt], 150)[0].tolist() == expected
+
+
 def test_a_top_k_beyond_the_vocabulary_draws_from_all() -> None:
     everything = Sampling(temperature=1.0, top_k=0, top_p=1.0)
     np.testing.assert_array_equal(

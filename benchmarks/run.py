@@ -210,7 +210,7 @@ def train_cases(on_gpu: bool) -> Iterator[tuple[str, list[Entry]]]:
 
 def decode_cases(on_gpu: bool) -> Iterator[tuple[str, list[Entry]]]:
     """One stream and many, a short prompt and a long one."""
-    shapes = [(1, 8), (8, 8), (1, 300)] + ([(64, 8), (256, 8), (8, 300)] if on_gpu else [])
+    shapes = [(1, 8), (8, 8), (64, 8), (256, 8), (1, 300), (8, 300)]
     systems: list[tuple[str, Dtype]] = [(OURS, "bfloat16"), ("Transformers", "bfloat16")]
     if not on_gpu:
         systems += [(OURS, "float32"), ("Transformers", "float32")]
@@ -219,7 +219,7 @@ def decode_cases(on_gpu: bool) -> Iterator[tuple[str, list[Entry]]]:
         for streams, prompt in shapes:
             if architecture == "gemma" and (streams, prompt) not in [(1, 8), (8, 8)]:
                 continue
-            new = min(128, 384 - prompt)
+            new = min(128 if on_gpu or streams <= 8 else 32, 384 - prompt)
             title = f"decode {architecture}, {streams} x {new} tokens after {prompt}"
             yield (
                 title,
@@ -233,7 +233,7 @@ def decode_cases(on_gpu: bool) -> Iterator[tuple[str, list[Entry]]]:
 def growth(device: str, on_gpu: bool, rounds: int) -> list[Row]:
     """How a step's and a token's time grow; the exponent is the slope on log-log axes."""
     base = Model("gpt2")
-    batch, longest = (16, 4096) if on_gpu else (4, 1536)
+    batch = 16 if on_gpu else 4
 
     def train(model: Model = base, batch: int = batch) -> Train:
         return Train(model, batch, 1, "bfloat16", 10 if on_gpu else 1)
@@ -241,10 +241,11 @@ def growth(device: str, on_gpu: bool, rounds: int) -> list[Row]:
     def replaced(**change: Any) -> Model:
         return dataclasses.replace(base, **change)
 
-    blocks = [block for block in (384, 768, 1536, 3072, 4096) if block <= longest]
     series: dict[str, dict[int, Case]] = {
         "batch": {n: train(batch=n) for n in (batch // 2, batch, 2 * batch, 4 * batch)},
-        "block": {n: train(replaced(block_size=n), batch=batch // 4) for n in blocks},
+        "block": {
+            n: train(replaced(block_size=n), batch=batch // 4) for n in (384, 768, 1536, 3072, 4096)
+        },
         "depth": {n: train(replaced(n_layer=n)) for n in (4, 8, 16)},
         "width": {n: train(replaced(n_embd=n, n_head=n // 64)) for n in (256, 512, 1024)},
         "context, a token's time": {

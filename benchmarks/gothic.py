@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.cases import Case, Decode, Model, Prepared, Train, Unable
 from gothic_jax.attention import choose
-from gothic_jax.config import get_config, model_config
+from gothic_jax.config import ModelConfig, get_config, model_config
 from gothic_jax.device import memory_peak, select_device
-from gothic_jax.model import ModelConfig, init_params
+from gothic_jax.model import init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
 from gothic_jax.sampler import Sampler, Sampling
 from gothic_jax.step import TrainState, make_train_step

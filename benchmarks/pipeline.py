@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.cases import Model, Train
 from benchmarks.gothic import settings
-from gothic_jax import checkpoint, tokenizer
+from gothic_jax import checkpoint, seal, tokenizer
 from gothic_jax.config import model_config
 from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
 from gothic_jax.model import init_params
@@ -74,10 +74,12 @@ def _checkpoints(run: Path, vocabulary: Path, train: Train) -> list[Figure]:
         tokenizer_sha256=tokenizer.fingerprint(words),
         train_sha256="",
         val_sha256="",
+        environment=seal.environment(),
     )
-    saver = checkpoint.Saver(run)
+    run.mkdir()
+    saver = checkpoint.Saver(run, start=0)
     started = time.perf_counter()
-    saver.save(params, optimizer, meta, words, 1.0)
+    saver.save(params, optimizer, meta, words)
     blocked = time.perf_counter() - started
     saver.close()
     saved = time.perf_counter() - started

@@ -14,12 +14,12 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from gothic_jax import checkpoint
+from gothic_jax import checkpoint, seal
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import Params
 from gothic_jax.sampler import Sampler, Sampling, keep_window
-from gothic_jax.tokenizer import end_of_text_id, token_bytes, voices
+from gothic_jax.tokenizer import encode, end_of_text_id, token_bytes, voices
 
 DEFAULT_PROMPT = "In the shadow of"
 MAX_SEED = 2**32
@@ -62,7 +62,7 @@ class Writer:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise UserError("the prompt is not valid Unicode; leave out lone surrogates") from error
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        ids = encode(self.tokenizer, prompt)
         opener = self._end if voice is None else self.voices[voice]
         return np.array([opener, *ids], np.int32)
 
@@ -99,6 +99,13 @@ def load_writer(name: str, tokenizer_path: Path | None, device: jax.Device) -> W
     location = checkpoint.locate(name)
     meta = checkpoint.load_meta(location)
     config = meta.model_config
+    changed = seal.differences(meta.environment, seal.environment(), seal.WRITING)
+    if changed:
+        print(
+            f"warning: {location} was made with other versions ({'; '.join(changed)}): a seed may"
+            " give another text than there",
+            file=sys.stderr,
+        )
     if tokenizer_path is None:
         tokenizer = checkpoint.load_tokenizer_copy(location, meta)
     else:

@@ -1,31 +1,51 @@
-"""Orbax checkpoints of a run: the latest and the best, and the names that lead to them.
+"""Checkpoints of a run: what is kept, how it gets onto the disk, and the names that lead to it.
 
-A run's folder holds one numbered folder for each kept iteration, with four items: `params`,
-`optimizer`, `meta` (settings, data position, scores, hashes) and `tokenizer`.
+A run's folder holds one numbered folder for each kept iteration:
+
+    params/, optimizer/   arrays, written by Orbax
+    meta.json             settings, data position, scores, hashes, environment
+    tokenizer.json
+    manifest.json         size and SHA-256 of all these, written last
+
+It is made under a temporary name and renamed when all of it is on the disk, so that a numbered
+folder is whole. Names that begin with a dot are work in hand; `tidy` clears them away.
 """
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
+import operator
+import os
+import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 from tokenizers import Tokenizer
 
+from gothic_jax import manifest
 from gothic_jax.cli import UserError
-from gothic_jax.model import ModelConfig, Params, abstract_params
+from gothic_jax.config import ModelConfig, saved_config
+from gothic_jax.device import refuse_beyond_memory, tree_bytes
+from gothic_jax.files import parse_json, sync
+from gothic_jax.model import Params, abstract_params
 from gothic_jax.tokenizer import fingerprint, load_tokenizer, parse_tokenizer
 
 # Orbax tells of every save and restore at warning level.
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+KEPT = 2
+"""So many of the latest checkpoints stay, and the best: should one be damaged, one is left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +58,26 @@ class Meta:
     tokenizer_sha256: str
     train_sha256: str
     val_sha256: str
+    environment: dict[str, str]
+    """As `seal.environment` gives it."""
     best_val_loss: float | None = None
     evaluations_since_best: int = 0
+    skipped: int = 0
+    """Iterations that changed nothing, since their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Those up to this iteration without one that learned."""
     scores: dict[str, dict[str, float]] | None = None
-    """Of the latest evaluation: per voice and `all`, as `Score.as_dict` gives them."""
+    """Of this iteration's evaluation, if it had one: per voice and `all`, by `Score.as_dict`."""
 
     @property
     def model_config(self) -> ModelConfig:
         """The shape of the model."""
         return ModelConfig(**self.config["model"])
+
+    @property
+    def val_loss(self) -> float:
+        """Of this iteration's evaluation; infinite if it had none."""
+        return math.inf if self.scores is None else self.scores["all"]["loss"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,92 +87,162 @@ class Location:
     run: Path
     iteration: int
 
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.run / str(self.iteration)
+
     def __str__(self) -> str:
-        return str(self.run / str(self.iteration))
-
-
-def _val_loss(metrics: dict[str, float]) -> float:
-    loss = metrics["val_loss"]
-    return math.inf if math.isnan(loss) else loss  # NaN compares as neither better nor worse
-
-
-def _manager(run: Path, *, read_only: bool) -> ocp.CheckpointManager:
-    keep = policies.AnyPreservationPolicy(
-        [
-            policies.LatestN(1),
-            policies.BestN(
-                get_metric_fn=_val_loss,
-                reverse=True,
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-    )
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=keep,
-        best_fn=_val_loss,
-        best_mode="min",
-        read_only=read_only,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-    )
-    return ocp.CheckpointManager(run.resolve(), options=options)
-
-
-class Saver:
-    """Writes a run's checkpoints in the background; close() waits for the last."""
-
-    def __init__(self, run: Path) -> None:
-        # Orbax takes any folder with a number for a name for a step, and may delete it.
-        strangers = {int(path.name) for path in run.glob("*/") if path.name.isdecimal()}
-        if strangers := strangers.difference(iterations(run)):
-            raise UserError(
-                f"--out-dir {run} holds {min(strangers)}/, which is no checkpoint; name another"
-            )
-        try:
-            self._orbax = _manager(run, read_only=False)
-        except OSError as error:
-            raise UserError(f"--out-dir {run} cannot be written: {error.strerror}") from error
-
-    def save(
-        self,
-        params: Params,
-        optimizer: optax.OptState,
-        meta: Meta,
-        tokenizer: Tokenizer,
-        val_loss: float | None,
-    ) -> None:
-        """Saves an iteration; `val_loss` is None where it was not evaluated.
-
-        Returns once the arrays are copied to the host; the files are written meanwhile.
-        """
-        saved = self._orbax.save(
-            meta.iteration,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                optimizer=ocp.args.StandardSave(optimizer),
-                meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
-                tokenizer=ocp.args.JsonSave({"json": tokenizer.to_str()}),
-            ),
-            metrics=None if val_loss is None else {"val_loss": val_loss},
-            force=True,
-        )
-        if not saved:
-            raise RuntimeError(f"Orbax did not save iteration {meta.iteration}")
-
-    def close(self) -> None:
-        """Waits until everything is on disk; raises what went wrong on the way."""
-        self._orbax.wait_until_finished()
-        self._orbax.close()
+        return str(self.path)
 
 
 def iterations(run: Path) -> list[int]:
-    """The iterations that a run's folder holds checkpoints of, in order."""
+    """The iterations that a run's folder holds checkpoints of, whole or damaged, in order."""
     if not run.is_dir():
         return []
-    # Any folder may have a number for a name; Orbax's have this file.
-    steps = [path.parent.name for path in run.glob("*/_CHECKPOINT_METADATA")]
-    return sorted(int(step) for step in steps if step.isdecimal())
+    # Any folder may have a number for a name; ours have these files, or have lost one of them.
+    marks = [*run.glob(f"*/{manifest.NAME}"), *run.glob("*/meta.json")]
+    names = {mark.parent.name for mark in marks}
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
+
+
+def tidy(run: Path) -> None:
+    """Ends what a killed trainer left half done; only for who holds the run's lock."""
+    for path in [*run.glob(".*.old")]:
+        whole = run / path.name.removeprefix(".").removesuffix(".old")
+        if not whole.exists():
+            path.rename(whole)
+    for pattern in (".*.old", ".*.tmp"):
+        for path in run.glob(pattern):
+            shutil.rmtree(path)
+
+
+class SaveFailure(UserError):
+    """A checkpoint could not be written; what was there before is as it was."""
+
+
+class Saver:
+    """Writes a run's checkpoints in the background, one at a time.
+
+    Only for who holds the run's lock. `close()` waits for the last one.
+    """
+
+    def __init__(self, run: Path, start: int) -> None:
+        """`start` is the iteration that the run goes on from.
+
+        Checkpoints of later ones, which only a damaged run has, are set aside. Raises UserError.
+        """
+        held = iterations(run)
+        strangers = {path.name for path in run.glob("*/") if path.name.isdecimal()}
+        if strangers := strangers.difference(map(str, held)):
+            raise UserError(
+                f"--out-dir {run} holds {min(strangers)}/, which is no checkpoint; name another"
+            )
+        self._run = run
+        self._val_losses: dict[int, float] = {}
+        for iteration in held:
+            if iteration > start:
+                _replace(run / str(iteration), run / f"{iteration}.damaged")
+                continue
+            with contextlib.suppress(UserError):  # it is not safe to rely on, and so not counted
+                self._val_losses[iteration] = load_meta(Location(run, iteration)).val_loss
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._save: Future[None] | None = None
+
+    @property
+    def safe(self) -> int | None:
+        """The latest iteration whose checkpoint is on the disk."""
+        return max(self._val_losses, default=None)
+
+    def save(
+        self, params: Params, optimizer: optax.OptState, meta: Meta, tokenizer: Tokenizer
+    ) -> None:
+        """Starts to save an iteration; waits for the save before it, but not for this one.
+
+        The arrays are copied on their device first, so that they may be donated to the next
+        step. Raises SaveFailure if the save before failed and was not yet told.
+        """
+        self.wait()
+        arrays = {"params": params, "optimizer": optimizer}
+        copies = jax.tree.map(jnp.copy, arrays)
+        self._save = self._pool.submit(self._write, copies, meta, tokenizer)
+
+    def wait(self) -> None:
+        """Waits until the last save is on the disk; raises SaveFailure if it is not."""
+        if self._save is not None:
+            save, self._save = self._save, None
+            save.result()
+
+    def check(self) -> None:
+        """Raises SaveFailure if the last save has ended and failed; does not wait."""
+        if self._save is not None and self._save.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Waits until everything is on disk; raises SaveFailure if it is not."""
+        self._pool.shutdown()
+        self.wait()
+
+    def _write(self, arrays: dict[str, Any], meta: Meta, tokenizer: Tokenizer) -> None:
+        folder = self._run / f".{meta.iteration}.tmp"
+        final = self._run / str(meta.iteration)
+        try:
+            with _disk_errors_raised():
+                folder.mkdir()
+                for name, tree in arrays.items():
+                    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+                        target = folder.resolve() / name
+                        orbax.save(target, args=ocp.args.StandardSave(tree))
+                (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+                content = json.dumps(dataclasses.asdict(meta), indent=1)
+                (folder / "meta.json").write_text(content)
+                manifest.write(folder)
+                _replace(folder, final)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = "nothing is saved" if self.safe is None else f"{self._run / str(self.safe)} is"
+            raise SaveFailure(
+                f"checkpoint {final} cannot be written: {error.strerror}; {kept}"
+                f"{'' if self.safe is None else ' safe'}; make room, or mend the disk"
+            ) from error
+        self._val_losses[meta.iteration] = meta.val_loss
+        self._prune()
+
+    def _prune(self) -> None:
+        best = min(sorted(self._val_losses, reverse=True), key=self._val_losses.__getitem__)
+        keep = {best, *sorted(self._val_losses)[-KEPT:]}
+        for iteration in iterations(self._run):
+            if iteration not in keep:
+                self._val_losses.pop(iteration, None)
+                # Under another name first: no numbered folder is ever half deleted.
+                trash = self._run / f".{iteration}.tmp"
+                with contextlib.suppress(OSError):  # tried again after the next save
+                    (self._run / str(iteration)).rename(trash)
+                    shutil.rmtree(trash)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Renames a folder, in place of what had the name; `tidy` completes it if it is cut off."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    sync(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _disk_errors_raised() -> Iterator[None]:
+    """Turns what TensorStore says of a failed system call into the OSError that it was."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if found := re.search(r"\[OS error (\d+)\b", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def delete_run(run: Path) -> None:
@@ -149,16 +250,48 @@ def delete_run(run: Path) -> None:
     try:
         for iteration in iterations(run):
             shutil.rmtree(run / str(iteration))
+        for path in run.glob("*.damaged"):
+            if path.name.removesuffix(".damaged").isdecimal():
+                shutil.rmtree(path)
         if (run / "logs").is_dir():
             shutil.rmtree(run / "logs")
     except OSError as error:
         raise UserError(f"{error.filename} cannot be deleted: {error.strerror}") from error
 
 
+def latest_whole(run: Path) -> Location:
+    """The latest checkpoint of a run that is as it was written.
+
+    Says on stderr which later ones are damaged, and where. Raises UserError where none is whole.
+    """
+    return _first_whole(run, sorted(iterations(run), reverse=True))
+
+
+def _first_whole(run: Path, candidates: list[int]) -> Location:
+    damage = []
+    for iteration in candidates:
+        location = Location(run, iteration)
+        try:
+            manifest.verify(location.path)
+            load_meta(location)
+        except UserError as error:
+            damage.append(str(error))
+        else:
+            for line in damage:
+                print(f"warning: {line}; going back to {location}", file=sys.stderr)
+            return location
+    raise UserError(
+        f"{run} has no checkpoint that is whole: {'; '.join(damage)}. Put a copy back in its"
+        " place, or train anew in another --out-dir"
+    )
+
+
 def locate(name: str) -> Location:
     """The checkpoint of a name: RUN/best, RUN/latest, RUN (its best), or RUN/ITERATION.
 
-    Raises UserError where there is none.
+    All its files are checked against its manifest. Where one is damaged, that is said on stderr
+    and the next best one, or the one before the latest, takes its place; one that was asked for
+    by its iteration is refused. Raises UserError where there is none.
     """
     path = Path(name)
     run, which = path, "best"
@@ -170,38 +303,66 @@ def locate(name: str) -> Location:
     if which.isdecimal():
         if int(which) not in held:
             raise UserError(f"{run} holds iterations {', '.join(map(str, held))}, not {which}")
-        return Location(run, int(which))
+        return _first_whole(run, [int(which)])
     if which == "latest":
-        return Location(run, held[-1])
-    with _unreadable_told(run), _manager(run, read_only=True) as orbax:
-        best = orbax.best_step()
-    # A run that was stopped before its first evaluation has no best.
-    return Location(run, held[-1] if best is None else best)
+        return latest_whole(run)
+    return _first_whole(run, sorted(held, key=lambda n: (_val_loss(run, n), -n)))
+
+
+def _val_loss(run: Path, iteration: int) -> float:
+    """For an order only: nothing has been checked yet."""
+    with contextlib.suppress(UserError):
+        return load_meta(Location(run, iteration)).val_loss
+    return -math.inf  # its damage is told first
 
 
 @contextlib.contextmanager
 def _unreadable_told(what: Location | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = textwrap.shorten(str(error), 160)
         raise UserError(
             f"the checkpoint {what} cannot be read; try another, or train anew ({reason})"
         ) from error
 
 
-def _restore(location: Location, **items: Any) -> Any:
-    with _unreadable_told(location), _manager(location.run, read_only=True) as orbax:
-        return orbax.restore(location.iteration, args=ocp.args.Composite(**items))
-
-
 def load_meta(location: Location) -> Meta:
-    """What the checkpoint says of itself; raises UserError where it is damaged."""
-    restored = _restore(location, meta=ocp.args.JsonRestore())
-    try:
-        return Meta(**restored["meta"])
-    except TypeError as error:
-        raise UserError(f"{location} was written by another version: {error}") from error
+    """What the checkpoint says of itself; raises UserError where that cannot be."""
+    with _unreadable_told(location):
+        return _checked(parse_json((location.path / "meta.json").read_bytes()))
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "iteration": (int,),
+    "config": (dict,),
+    "tokenizer_sha256": (str,),
+    "train_sha256": (str,),
+    "val_sha256": (str,),
+    "environment": (dict,),
+    "best_val_loss": (float, int, type(None)),
+    "evaluations_since_best": (int,),
+    "skipped": (int,),
+    "skipped_in_a_row": (int,),
+    "scores": (dict, type(None)),
+}
+
+
+def _checked(value: Any) -> Meta:
+    """A Meta from JSON of whatever origin; raises ValueError, TypeError or UserError."""
+    if not isinstance(value, dict) or value.keys() != _KINDS.keys():
+        raise ValueError("its meta.json is not as this version writes it")
+    for name, kinds in _KINDS.items():
+        if not isinstance(value[name], kinds):
+            raise ValueError(f"its {name} is {value[name]!r}")
+    for score in (value["scores"] or {"all": {"loss": 0.0}}).values():
+        if not all(isinstance(figure, float | int) for figure in score.values()):
+            raise ValueError("its scores are no numbers")
+    if value["scores"] is not None:
+        value["scores"]["all"]["loss"]  # is there
+    if not all(isinstance(fact, str) for fact in value["environment"].values()):
+        raise ValueError("its environment is no list of facts")
+    return Meta(**value | {"config": saved_config(value["config"]).to_dict()})
 
 
 def load_same_tokenizer(path: Path, location: Location, meta: Meta) -> Tokenizer:
@@ -217,30 +378,59 @@ def load_same_tokenizer(path: Path, location: Location, meta: Meta) -> Tokenizer
 
 def load_tokenizer_copy(location: Location, meta: Meta) -> Tokenizer:
     """The tokenizer kept in the checkpoint; raises UserError where its hash is not as saved."""
-    restored = _restore(location, tokenizer=ocp.args.JsonRestore())
     with _unreadable_told(location):
-        content = restored["tokenizer"]["json"]
+        content = (location.path / "tokenizer.json").read_bytes()
     tokenizer = parse_tokenizer(content, f"the tokenizer of {location}")
     if fingerprint(tokenizer) != meta.tokenizer_sha256:
         raise UserError(f"the tokenizer of {location} is not the one it was saved with")
     return tokenizer
 
 
-def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
-
-
 def load_params(location: Location, config: ModelConfig, sharding: jax.sharding.Sharding) -> Params:
-    """The parameters, laid out by `sharding`."""
-    target = _abstract(abstract_params(config), sharding)
-    return _restore(location, params=ocp.args.StandardRestore(target))["params"]
+    """The parameters, laid out by `sharding`. Raises UserError."""
+    return _restore(location, "params", abstract_params(config), sharding)
 
 
 def load_optimizer(
     location: Location, like: optax.OptState, sharding: jax.sharding.Sharding
 ) -> optax.OptState:
-    """The optimizer's state, of the same structure as `like`."""
-    target = _abstract(like, sharding)
-    return _restore(location, optimizer=ocp.args.StandardRestore(target))["optimizer"]
+    """The optimizer's state, of the same structure as `like`. Raises UserError."""
+    return _restore(location, "optimizer", like, sharding)
+
+
+def _restore(location: Location, item: str, like: Any, sharding: jax.sharding.Sharding) -> Any:
+    refuse_beyond_memory(tree_bytes(like), f"{location}/{item}")
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+    )
+    with (
+        _unreadable_told(location),
+        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax,
+    ):
+        folder = (location.path / item).resolve()
+        _refuse_other_arrays(orbax.metadata(folder), target)
+        return orbax.restore(folder, args=ocp.args.StandardRestore(target))
+
+
+def _refuse_other_arrays(found: Any, target: Any) -> None:
+    """Raises ValueError where what is stored has other shapes, or chunks beyond them.
+
+    Reading allocates whole chunks: a small file could ask for any amount of memory.
+    """
+    stored = {leaf.name: leaf for leaf in jax.tree.leaves(found.item_metadata.tree)}
+    wanted = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(target)}
+    if stored.keys() != wanted.keys():
+        odd = min(stored.keys() ^ wanted.keys())
+        raise ValueError(f"{odd} is {'not expected' if odd in stored else 'missing'}")
+    for name, leaf in wanted.items():
+        there = stored[name]
+        chunk = there.storage.chunk_shape
+        if (there.shape, there.dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(f"{name} is {there.dtype}{list(there.shape)}")
+        if len(chunk) != leaf.ndim or any(map(operator.gt, chunk, leaf.shape)):
+            raise ValueError(f"{name} is cut into chunks of {list(chunk)}")
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """A leaf's name as Orbax gives it: inner_opt_state.1.0.mu.embedding."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -51,8 +51,13 @@ def command(
         def entry(argv: Sequence[str] | None = None) -> int:
             if argv is None:
                 before()
+                # A name that is not UTF-8 can be given, and must be told.
+                sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
             try:
-                return main(sys.argv[1:] if argv is None else argv) or 0
+                given = sys.argv[1:] if argv is None else argv
+                if odd := [argument for argument in given if "\0" in argument]:
+                    raise UserError(f"the argument {odd[0]!r} holds a NUL character; leave it out")
+                return main(given) or 0
             except UserError as error:
                 print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
                 return 2

@@ -18,7 +18,48 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from gothic_jax.cli import UserError
-from gothic_jax.model import ModelConfig
+
+ARCHITECTURES = ("gemma", "gpt2")
+LIMITS = {
+    "block_size": 2**17,
+    "vocab_size": 2**16,  # tokens are cached in 16 bits
+    "n_layer": 2**9,
+    "n_head": 2**9,
+    "n_embd": 2**15,
+}
+"""Beyond these a number is a slip of the keyboard, or somebody's trap, and no model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. The defaults make 35.7M parameters."""
+
+    architecture: str = "gemma"
+    block_size: int = 384  # longest context, in tokens
+    vocab_size: int = 4096
+    n_layer: int = 8
+    n_head: int = 8
+    n_embd: int = 512
+    dropout: float = 0.1  # after the embedding, each attention and each MLP
+
+    def validate(self) -> None:
+        """Raises UserError where these numbers make no model."""
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(
+                f"model.architecture must be one of {', '.join(ARCHITECTURES)}, "
+                f"not {self.architecture!r}"
+            )
+        for name, limit in LIMITS.items():
+            if not 0 < getattr(self, name) <= limit:
+                raise UserError(
+                    f"model.{name} must be above 0 and at most {limit:,}, not {getattr(self, name)}"
+                )
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"model.n_embd ({self.n_embd}) must be a multiple of model.n_head ({self.n_head})"
+            )
+        if self.architecture == "gemma" and (self.n_embd // self.n_head) % 2:
+            raise UserError("model.n_embd / model.n_head must be even for rotary positions")
 
 
 def get_config() -> ConfigDict:
@@ -52,6 +93,10 @@ def get_config() -> ConfigDict:
 
     # Every eval_interval iterations: whole-file validation, a sample, a checkpoint.
     config.eval_interval = 250
+    # Checkpoints besides: a killed run loses no more than what came after its last one.
+    config.save_interval = 0  # iterations between two; 0: only the evaluations'
+    config.save_minutes = 10.0  # minutes between two at most; 0: not by the clock
+    config.max_skipped = 10  # stop after so many iterations in a row that were not finite
     config.patience = 0  # stop after so many evaluations without a better one; 0: never
     config.sample_tokens = 100  # length of TensorBoard's sample of each voice
     config.log_interval = 10  # iterations between two points in TensorBoard, two plain lines
@@ -121,6 +166,22 @@ def model_config(config: ConfigDict) -> ModelConfig:
     return ModelConfig(**config.model.to_dict())
 
 
+def saved_config(settings: dict[str, Any]) -> ConfigDict:
+    """The settings that a checkpoint holds; those that it does not know have their defaults.
+
+    Raises UserError where they cannot be settings of this version.
+    """
+    config = get_config()
+    if unknown := flatten(settings).keys() - flatten(config.to_dict()).keys():
+        raise UserError(f"it was made by another version: there is no setting {min(unknown)}")
+    try:
+        config.update(ConfigDict(settings))
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"it has an ill-typed setting: {error}") from error
+    validate(config)
+    return config
+
+
 def flatten(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings by dotted name: {"model": {"n_layer": 8}} as {"model.n_layer": 8}."""
     flat: dict[str, Any] = {}
@@ -144,25 +205,25 @@ def validate(config: ConfigDict) -> None:
     """Raises UserError for the first setting whose value cannot work."""
     positive = (
         "max_iters batch_size gradient_accumulation_steps learning_rate grad_clip eval_interval "
-        "log_interval sample_tokens model.block_size model.vocab_size model.n_layer model.n_head "
-        "model.n_embd"
+        "log_interval sample_tokens"
     )
     shares = "voice_dropout min_lr_ratio model.dropout"
     flat = flatten(config.to_dict())
     for name, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} must be a finite number, not {value}")
+        if isinstance(value, int) and abs(value) >= 2**32:
+            raise UserError(f"{name} must be below 2**32, and is {value}")
     for name in positive.split():
         if not flat[name] > 0:
             raise UserError(f"{name} must be above 0, and is {flat[name]}")
-    for name in ("warmup_iters", "weight_decay", "patience", "seed"):
+    not_negative = "warmup_iters weight_decay patience seed save_interval save_minutes max_skipped"
+    for name in not_negative.split():
         if flat[name] < 0:
             raise UserError(f"{name} must not be below 0, and is {flat[name]}")
     for name in ("beta1", "beta2", *shares.split()):
         if not 0 <= flat[name] <= 1 or (flat[name] == 1 and name not in shares):
             raise UserError(f"{name} must lie between 0 and 1, and is {flat[name]}")
-    if config.seed >= 2**32:
-        raise UserError(f"seed must be below 2**32, and is {config.seed}")
     if config.compute_dtype not in ("bfloat16", "float32"):
         raise UserError(f"compute_dtype must be bfloat16 or float32, not {config.compute_dtype}")
     model_config(config).validate()

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from gothic_jax.cli import UserError
 from gothic_jax.files import sha256, write_atomically
 from gothic_jax.texts import read_text, split_works, voice_token
-from gothic_jax.tokenizer import end_of_text_id, fingerprint, special_tokens, voices
+from gothic_jax.tokenizer import encode, end_of_text_id, fingerprint, special_tokens, voices
 
 
 class TokenText(NamedTuple):
@@ -66,19 +66,17 @@ def _token_text(text: str, tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenize
 
 
 def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, " n"]:
-    if tokenizer.get_vocab_size() > 2**16:
-        raise UserError("the tokenizer has over 65,536 tokens; train one with a smaller vocabulary")
     works = split_works(text)
     if not works:
         raise UserError(f"{path} holds no text between its markers; `gothic-data` makes texts")
     end_of_text = end_of_text_id(tokenizer)
     specials = special_tokens(tokenizer)
-    encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
     pieces = []
-    for work, encoding in zip(works, encodings, strict=True):
+    for work in works:
         token = voice_token(work.voice)
         opening = [specials[token]] if token in specials else []
-        pieces.append(np.array([*opening, *encoding.ids, end_of_text], np.uint16))
+        ids = encode(tokenizer, work.text)
+        pieces.append(np.array([*opening, *ids, end_of_text], np.uint16))
     return np.concatenate(pieces)
 
 

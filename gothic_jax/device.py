@@ -3,9 +3,8 @@
 import contextlib
 import os
 import resource
-import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -48,21 +47,6 @@ def default_device() -> jax.Device:
     return chosen or jax.devices()[0]
 
 
-def use_huge_pages() -> None:
-    """Starts this process anew with its memory in huge pages, where Linux gives them on request.
-
-    A training step on a CPU is then some 1.15 times faster. The C library takes the setting from
-    the environment before a program's first line, so that a program can only set it for its
-    next start. Does nothing where GLIBC_TUNABLES is already set, to whatever.
-    """
-    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" in os.environ or not switch.exists():
-        return
-    if "[madvise]" in switch.read_text():
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, sys.orig_argv)
-
-
 def peak_flops(device: jax.Device) -> float | None:
     """The device's bf16 peak in FLOP/s, or None where it is not known."""
     if "Laptop" in device.device_kind:
@@ -77,6 +61,24 @@ def memory_peak(device: jax.Device) -> int:
     if statistics and "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tree_bytes(tree: Any) -> int:
+    """The bytes of all arrays in a tree, be they there or only described."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def refuse_beyond_memory(n_bytes: int, what: str, cure: str = "take a smaller model") -> None:
+    """Raises UserError where `what` cannot fit into this machine's memory, before it is tried.
+
+    Linux grants what it does not have, and kills the process that comes to use it.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if n_bytes > memory:
+        raise UserError(
+            f"{what} needs {n_bytes / 2**30:,.1f} GiB of memory and this machine has"
+            f" {memory / 2**30:,.1f}; {cure}"
+        )
 
 
 @contextlib.contextmanager

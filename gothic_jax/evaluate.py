@@ -20,13 +20,16 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
+from gothic_jax import manifest
 from gothic_jax.attention import Implementation, choose
-from gothic_jax.checkpoint import load_meta, load_params, load_tokenizer_copy, locate
+from gothic_jax.checkpoint import Location, load_meta, load_params, load_tokenizer_copy, locate
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.dataset import TokenText, encode_text
 from gothic_jax.device import out_of_memory_told, select_device
+from gothic_jax.files import sha256
 from gothic_jax.model import GPT, Params, graph
-from gothic_jax.texts import find_text
+from gothic_jax.seal import WRITING, differences, environment
+from gothic_jax.texts import find_text, read_text
 from gothic_jax.tokenizer import special_tokens, token_bytes, voices
 
 ALL = "all"
@@ -224,13 +227,44 @@ def format_scores(scores: dict[str, Score]) -> str:
     return "\n".join(lines)
 
 
+def describe_seal(location: Location) -> Iterator[str]:
+    """What a checkpoint was made of and by, and what of that is otherwise here.
+
+    Raises UserError where the checkpoint is damaged.
+    """
+    yield f"seal         {manifest.verify(location.path)}"
+    meta = load_meta(location)
+    load_tokenizer_copy(location, meta)
+    yield f"checkpoint   {location}: every file is as it was written"
+    yield f"config       {sha256(json.dumps(meta.config, sort_keys=True).encode())}"
+    yield f"tokenizer    {meta.tokenizer_sha256}"
+    for name, digest in (("train_file", meta.train_sha256), ("val_file", meta.val_sha256)):
+        path = find_text(meta.config[name], Path(meta.config["data_dir"]))
+        if not path.exists():
+            found = f"{path} is not here"
+        elif sha256(read_text(path).encode()) == digest:
+            found = f"{path} is this text"
+        else:
+            found = f"DIFFERS: {path} is another text"
+        yield f"{name:<13}{digest}  {found}"
+    here = environment()
+    for name, value in meta.environment.items():
+        now = here.get(name, "")
+        found = "as here" if value == now else f"DIFFERS: here {now or 'none'}"
+        yield f"{name:<17}{value or 'none'}  ({found})"
+
+
 @command("gothic-eval")
 def main(argv: Sequence[str]) -> None:
-    """Scores a text under a checkpoint."""
+    """Scores a text under a checkpoint, or checks the checkpoint itself."""
     parser = ArgumentParser(prog="gothic-eval", description="Score a text under a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="RUN/best, RUN/latest or RUN/ITERATION")
-    parser.add_argument(
-        "--file", required=True, help="the text; a bare name is looked up in data/processed"
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument(
+        "--file", help="the text to score; a bare name is looked up in data/processed"
+    )
+    task.add_argument(
+        "--verify", action="store_true", help="check the checkpoint's files, and print its seal"
     )
     parser.add_argument("--stride", type=int, help="tokens between windows (default: block size)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows at a time")
@@ -242,7 +276,13 @@ def main(argv: Sequence[str]) -> None:
     device = select_device(arguments.device)
 
     location = locate(arguments.checkpoint)
+    if arguments.verify:
+        for line in describe_seal(location):
+            print(line)
+        return
     meta = load_meta(location)
+    if changed := differences(meta.environment, environment(), WRITING):
+        print(f"warning: made with other versions ({'; '.join(changed)})", file=sys.stderr)
     tokenizer = load_tokenizer_copy(location, meta)
     config = meta.model_config
     path = find_text(arguments.file, Path("data/processed"))

@@ -9,7 +9,6 @@ Activations are kept as [batch * time, n_embd] around matrix products: the gradi
 is then contracted over one axis, which XLA on a CPU runs 1.75 times faster than over two.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -21,40 +20,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gothic_jax.attention import Implementation, KVCache, cached_attention, causal_attention
-from gothic_jax.cli import UserError
+from gothic_jax.config import ModelConfig
 from gothic_jax.products import matmul, matmul_transposed, streamed_product
-
-ARCHITECTURES = ("gemma", "gpt2")
 
 Params = dict[Any, Any]
 """The parameters as a plain nested dict of f32 arrays, as `nnx.to_pure_dict` gives it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model. The defaults make 35.7M parameters."""
-
-    architecture: str = "gemma"
-    block_size: int = 384  # longest context, in tokens
-    vocab_size: int = 4096
-    n_layer: int = 8
-    n_head: int = 8
-    n_embd: int = 512
-    dropout: float = 0.1  # after the embedding, each attention and each MLP
-
-    def validate(self) -> None:
-        """Raises UserError where these numbers make no model."""
-        if self.architecture not in ARCHITECTURES:
-            raise UserError(
-                f"model.architecture must be one of {', '.join(ARCHITECTURES)}, "
-                f"not {self.architecture!r}"
-            )
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"model.n_embd ({self.n_embd}) must be a multiple of model.n_head ({self.n_head})"
-            )
-        if self.architecture == "gemma" and (self.n_embd // self.n_head) % 2:
-            raise UserError("model.n_embd / model.n_head must be even for rotary positions")
 
 
 Cache = TypeVar("Cache", KVCache, None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from gothic_jax.attention import Implementation
@@ -32,7 +32,10 @@ TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
-    """One iteration, not yet jitted: (state, windows [micro, batch, time + 1]) -> new state."""
+    """One iteration, not yet jitted: (state, windows [micro, batch, time + 1]) -> new state.
+
+    Where the loss or the gradient's norm is not finite, no weight and no moment changes.
+    """
     shape = model_config(config)
     graphdef = graph(shape, jnp.dtype(config.compute_dtype))
     optimizer = make_optimizer(config)
@@ -79,9 +82,23 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
             "gradient_norm": optax.tree.norm(mean_gradient),
             "learning_rate": schedule(iteration),
         }
-        return TrainState(params, optimizer_state), metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+
+        def unless_skipped(new: Array, old: Array) -> Array:
+            # Counters go on: learning rate and dropout keys belong to the iteration.
+            is_counter = jnp.issubdtype(new.dtype, jnp.integer)
+            return new if is_counter else jnp.where(finite, new, old)
+
+        new = TrainState(params, optimizer_state)
+        return jax.tree.map(unless_skipped, new, state), metrics
 
     return train_step
+
+
+@jax.jit
+def all_finite(state: TrainState) -> Bool[Array, ""]:
+    """Whether no parameter and no moment is infinite or NaN."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
 
 
 def data_mesh(devices: Sequence[jax.Device]) -> Mesh:

@@ -2,13 +2,17 @@
 
 import hashlib
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from jaxtyping import UInt32
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.files import write_atomically
+from gothic_jax.files import parse_json, write_atomically
 from gothic_jax.texts import (
     END_OF_TEXT,
     MARKER,
@@ -20,6 +24,11 @@ from gothic_jax.texts import (
     voice_token,
 )
 
+MAX_FILE_BYTES = 2**24
+MAX_TOKENS = 2**16
+PIECE = 2**18
+"""Characters that are encoded at a time."""
+
 
 def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) -> Tokenizer:
     """A byte-level BPE tokenizer of at most `vocab_size` tokens, specials and bytes included."""
@@ -29,6 +38,8 @@ def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) 
     specials = [END_OF_TEXT, *map(voice_token, voices)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(specials) + len(alphabet)
+    if vocab_size > MAX_TOKENS:
+        raise UserError(f"--vocab-size must be at most {MAX_TOKENS:,}, not {vocab_size:,}")
     if vocab_size < smallest:
         raise UserError(
             f"--vocab-size {vocab_size} is too small: {smallest} tokens are needed for the 256"
@@ -54,37 +65,134 @@ def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a file; raises UserError where it is missing or cannot serve here."""
     try:
-        return parse_tokenizer(path.read_text(encoding="utf-8"), str(path))
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path} is not there; `gothic-tokenize` makes it") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); `gothic-tokenize` makes it") from error
+    return parse_tokenizer(content, str(path))
 
 
-def parse_tokenizer(json: str, source: str) -> Tokenizer:
-    """The tokenizer of a JSON text from `source`; raises UserError where it cannot serve here."""
+def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
+    """The tokenizer of a JSON text from `source`; raises UserError where it cannot serve here.
+
+    The library takes anything that it can parse, and some of that makes it panic, hang or ask
+    for all memory. So only what `gothic-tokenize` makes use of is handed on to it: byte-level
+    BPE with special tokens, each part looked through before.
+    """
     try:
-        tokenizer = Tokenizer.from_str(json)
-    # The library raises bare Exception, and a PanicException that is no Exception at all.
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"it is longer than {MAX_FILE_BYTES:,} bytes")
+        return _build(parse_json(content))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{source} is no tokenizer ({error}); `gothic-tokenize` makes one"
+            f"{source} is no tokenizer that serves here ({textwrap.shorten(reason, 200)});"
+            " `gothic-tokenize` makes one"
         ) from error
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    if END_OF_TEXT not in special_tokens(tokenizer):
-        raise UserError(
-            f"{source} has no {END_OF_TEXT} token; `gothic-tokenize` makes one that has"
-        )
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise UserError(f"{source} has gaps in its token ids; `gothic-tokenize` makes a sound one")
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    words = vocabulary.keys() - special_tokens(tokenizer).keys()
-    if not alphabet <= words or not alphabet.issuperset("".join(words)):
-        raise UserError(f"{source} is not byte-level; `gothic-tokenize` makes one that is")
-    tokenizer.encode_special_tokens = True  # the file does not keep this
+
+
+def _build(value: Any) -> Tokenizer:
+    model = value["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {model['type']}, not BPE")
+    for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise ValueError(f"its model has a {name}")
+    for name in ("byte_fallback", "ignore_merges"):
+        if model.get(name):
+            raise ValueError(f"its model has {name}")
+    for name in ("normalizer", "post_processor"):
+        if value.get(name) and value[name].get("type") != "ByteLevel":
+            raise ValueError(f"it has a {name}")
+    for name in ("pre_tokenizer", "decoder"):
+        if value[name]["type"] != "ByteLevel":
+            raise ValueError(f"its {name} is not byte-level")
+    spaced, pattern = (
+        value["pre_tokenizer"].get(name, True) for name in ("add_prefix_space", "use_regex")
+    )
+    if spaced is not False or pattern is not True:
+        raise ValueError("its pre_tokenizer changes the text")
+    vocabulary = _vocabulary(model["vocab"])
+    specials = _specials(value["added_tokens"], vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(model["merges"], vocabulary)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _vocabulary(vocab: Any) -> dict[str, int]:
+    if not isinstance(vocab, dict) or len(vocab) > MAX_TOKENS:
+        raise ValueError(f"its vocabulary is no table of at most {MAX_TOKENS:,} tokens")
+    if not all(type(index) is int for index in vocab.values()):
+        raise ValueError("a token id is no whole number")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("there are gaps in its token ids")
+    return vocab
+
+
+def _specials(added: Any, vocabulary: dict[str, int]) -> list[AddedToken]:
+    specials = []
+    for token in sorted(added, key=lambda token: int(token["id"])):
+        content = token["content"]
+        if not isinstance(content, str) or vocabulary.get(content) != token["id"]:
+            raise ValueError(f"the vocabulary lacks its added token {content!r}")
+        if not token["special"] or not MARKER.fullmatch(content):
+            raise ValueError(f"its added token {content!r} is not of the form <|name|>")
+        specials.append(AddedToken(content, special=True, normalized=False))
+    names = {str(token) for token in specials}
+    if END_OF_TEXT not in names:
+        raise ValueError(f"it has no {END_OF_TEXT} token")
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    words = vocabulary.keys() - names
+    if not alphabet <= words or not alphabet.issuperset("".join(words)):
+        raise ValueError("it is not byte-level")
+    return specials
+
+
+def _merges(merges: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    pairs = []
+    for merge in merges:
+        pair = tuple(merge.split(" ") if isinstance(merge, str) else merge)
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise ValueError(f"its merge {merge!r} is not of two tokens that make one")
+        pairs.append(pair)
+    return pairs
+
+
+def encode(tokenizer: Tokenizer, text: str) -> UInt32[np.ndarray, " n"]:
+    """The token ids of a text of whatever length; raises UserError where that is no prose.
+
+    It goes to the library in pieces, since that takes a hundred bytes of memory for a token.
+    """
+    pieces = list(_pieces(text))
+    ids: list[int] = []
+    for first in range(0, len(pieces), 8):
+        for encoding in tokenizer.encode_batch(pieces[first : first + 8], add_special_tokens=False):
+            ids += encoding.ids
+    return np.array(ids, np.uint32)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text, cut where no token can lie across: before the white space after a word.
+
+    White space is a token's beginning or all of it (the pattern of GPT-2's pre-tokenizer).
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        while True:
+            end = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
+            if end < 0:
+                raise UserError(f"{PIECE:,} characters have no word's end between them: no prose")
+            if not text[end - 1].isspace():
+                break
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -140,8 +248,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _statistics(tokenizer: Tokenizer, works: Sequence[Work]) -> Iterator[str]:
-    encodings = tokenizer.encode_batch([work.text for work in works], add_special_tokens=False)
-    n_tokens = sum(len(encoding) for encoding in encodings)
+    n_tokens = sum(encode(tokenizer, work.text).size for work in works)
     n_bytes = sum(len(work.text.encode()) for work in works)
     yield f"{n_bytes:,} bytes are {n_tokens:,} tokens: {n_bytes / n_tokens:.3f} bytes a token"
     longest = sorted(token_bytes(tokenizer), key=len, reverse=True)[:8]

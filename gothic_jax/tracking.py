@@ -1,17 +1,99 @@
 """What a run tells while it goes: TensorBoard, and a progress bar or plain lines."""
 
+import contextlib
 import math
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar, text
 
 from gothic_jax.device import memory_peak, peak_flops
 from gothic_jax.evaluate import ALL, Score
+
+
+class EventLog:
+    """TensorBoard's log of a run, written as it comes.
+
+    tensorboardX's own SummaryWriter hands events to a thread, which ends at the first write
+    that fails and lets the program wait for ever. Here such an error is told once, points are
+    left out, and a later flush tries a new file.
+    """
+
+    def __init__(self, folder: Path, first: int, say: Callable[[str], None]) -> None:
+        """`first` iterations are done; what was logged past them is void."""
+        self._folder = folder
+        self._void_from = first + 1
+        self._say = say
+        self._files = 0
+        self._told = False
+        self._file: EventsWriter | None = None
+        self._open()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Points of several curves."""
+        for name, value in values.items():
+            self._add(step, scalar(name, value))
+
+    def text(self, step: int, name: str, content: str) -> None:
+        """A text, as Markdown."""
+        self._add(step, text(name, content))
+
+    def flush(self) -> None:
+        """Puts all of it on the disk."""
+        if self._file is None:
+            self._open()
+        else:
+            self._guarded(self._file.flush)
+
+    def close(self) -> None:
+        """Puts all of it on the disk and ends."""
+        if self._file is not None:
+            self._guarded(self._file.close)
+
+    def _open(self) -> None:
+        # Two files of one second would have one name but for this.
+        suffix = f".{os.getpid()}.{self._files}"
+        self._files += 1
+
+        def begin() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(self._folder / "events"), suffix)
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(
+                Event(wall_time=time.time(), step=self._void_from, session_log=start)
+            )
+
+        self._guarded(begin)
+
+    def _add(self, step: int, summary: Summary) -> None:
+        if (file := self._file) is not None:
+            event = Event(wall_time=time.time(), step=step, summary=summary)
+            self._guarded(lambda: file.write_event(event))
+            self._void_from = max(self._void_from, step + 1)
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+            self._file = None
+            if not self._told:
+                self._told = True
+                self._say(
+                    f"warning: TensorBoard's log in {self._folder} cannot be written:"
+                    f" {error.strerror}; the run goes on, and points are missing until it can be"
+                )
 
 
 class Tracker:
@@ -34,8 +116,8 @@ class Tracker:
         self._device = jax.local_devices()[0]
         peak = peak_flops(self._device)
         self._mfu_per_rate = flops_per_iteration / peak / jax.local_device_count() if peak else None
-        self._board = SummaryWriter(str(Path(config.out_dir) / "logs"), purge_step=first + 1)
         self._console = Console(highlight=False, soft_wrap=True)
+        self._board = EventLog(Path(config.out_dir) / "logs", first, self.say)
         self._bar = Progress(
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
@@ -87,8 +169,11 @@ class Tracker:
         """Starts the clock again."""
         self._lap_start = time.perf_counter()
 
-    def iteration(self, done: int, metrics: dict[str, float]) -> None:
-        """Reports the iteration that makes `done` in all; the clock must be running."""
+    def iteration(self, done: int, metrics: dict[str, float], *, skipped: int) -> None:
+        """Reports the iteration that makes `done` in all; the clock must be running.
+
+        `skipped` is the number of iterations, up to this one, that were skipped.
+        """
         now = time.perf_counter()
         self._seconds_timed += now - self._lap_start
         self._lap_start = now
@@ -100,6 +185,11 @@ class Tracker:
             f"  {self.tokens_per_second:,.0f} tokens/s  {duration(left)} left"
         )
         self._bar.update(self._task, completed=done, description=figures)
+        if odd := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            names = " and ".join(odd).replace("_", " ")
+            self.say(f"{done}/{self._max_iters}  skipped: its {names} is not finite")
+            self._board.scalars(done, {"train/skipped": float(skipped)})
+            return
         if done % self._log_interval and done != self._max_iters:
             return
         if not self._console.is_terminal:
@@ -107,7 +197,7 @@ class Tracker:
         count, seconds = self._since_log
         self._since_log = (self._iterations_timed, self._seconds_timed)
         rate = (self._iterations_timed - count) / (self._seconds_timed - seconds)
-        self._scalars(
+        self._board.scalars(
             done,
             {
                 "train/loss": loss,
@@ -115,17 +205,18 @@ class Tracker:
                 "train/bits_per_byte": loss / math.log(2) / self._bytes_per_token,
                 "train/learning_rate": metrics["learning_rate"],
                 "train/gradient_norm": metrics["gradient_norm"],
+                "train/skipped": float(skipped),
                 "speed/tokens_per_second": rate * self._tokens_per_iteration,
                 "device/memory_peak_bytes": memory_peak(self._device),
             },
         )
         if self._mfu_per_rate is not None:
-            self._scalars(done, {"speed/mfu": rate * self._mfu_per_rate})
+            self._board.scalars(done, {"speed/mfu": rate * self._mfu_per_rate})
 
     def evaluation(self, done: int, scores: dict[str, Score], *, best: bool) -> None:
         """Reports the scores on the validation text, per voice."""
         for voice, score in scores.items():
-            self._scalars(
+            self._board.scalars(
                 done,
                 {
                     f"val/loss/{voice}": score.loss,
@@ -147,15 +238,11 @@ class Tracker:
     def sample(self, done: int, voice: str, text: str) -> None:
         """Keeps a sample of a voice in TensorBoard."""
         # TensorBoard renders Markdown, in which an indent keeps line breaks and symbols.
-        self._board.add_text(f"sample/{voice}", "    " + text.replace("\n", "\n    "), done)
+        self._board.text(done, f"sample/{voice}", "    " + text.replace("\n", "\n    "))
 
     def flush(self) -> None:
         """Puts what TensorBoard has not written yet on disk."""
         self._board.flush()
-
-    def _scalars(self, done: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(name, value, done)
 
 
 def duration(seconds: float) -> str:

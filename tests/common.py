@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint, train
-from gothic_jax.model import ModelConfig
+from gothic_jax.config import ModelConfig
 
 WITTY = (
     "To be punctual is to admit that one has nothing better to do, said the duchess; and the "

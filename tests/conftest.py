@@ -10,11 +10,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from common import TEXT, TINY, Workplace
 from tokenizers import Tokenizer
 
 from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import train_tokenizer
+from tests.common import TEXT, TINY, Workplace
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from common import Workplace
 from tokenizers import Tokenizer
 
 from gothic_jax import chat, checkpoint
@@ -17,6 +16,7 @@ from gothic_jax.chat import Settings, Writer, change, converse, load_writer, mai
 from gothic_jax.cli import UserError
 from gothic_jax.device import select_device
 from gothic_jax.sampler import Sampler, Sampling
+from tests.common import Workplace
 
 SETTINGS = Settings(Sampling(), max_tokens=20, voice=None, seed=5)
 

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from common import Workplace
 
 from gothic_jax import checkpoint, train
-from gothic_jax.config import get_config, load_config, override, validate
-from gothic_jax.model import ModelConfig
+from gothic_jax.config import ModelConfig, get_config, load_config, override, validate
+from tests.common import Workplace
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -141,6 +140,10 @@ def test_a_broken_config_file_is_told(
         (["--max-iters", "many"], "--help"),
         (["--max-iters", "0"], "max_iters"),
         (["--batch-size", "-1"], "batch_size"),
+        (["--config.save_minutes=-1"], "save_minutes"),
+        (["--config.model.n_embd=1000000"], "n_embd"),
+        (["--config.max_iters=4294967296"], "max_iters"),
+        (["--out-dir", "a\0b"], "NUL"),
         (["--lr", "nan"], "learning_rate"),
         (["--lr", "inf"], "finite"),
         (["--config.weight_decay=nan"], "finite"),
@@ -195,7 +198,7 @@ def test_out_of_memory_names_the_batch(
     def exhausted(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    for place in ("gothic_jax.train.init_params", "gothic_jax.train.Run._loop"):
+    for place in ("gothic_jax.trainer.init_params", "gothic_jax.trainer.Loop.go"):
         with monkeypatch.context() as context:
             context.setattr(place, exhausted)
             assert workplace.train() == 2
@@ -211,6 +214,6 @@ def test_a_bug_of_ours_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(train.Run, "_loop", broken)
+    monkeypatch.setattr("gothic_jax.trainer.Loop.go", broken)
     with pytest.raises(ZeroDivisionError):
         workplace.train()

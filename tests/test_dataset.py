@@ -2,7 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import TEXT
 from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
@@ -14,6 +13,7 @@ from gothic_jax.dataset import (
 )
 from gothic_jax.texts import END_OF_TEXT, split_works
 from gothic_jax.tokenizer import train_tokenizer
+from tests.common import TEXT
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import TEXT, TINY, Workplace
 from flax import nnx
 from tokenizers import Tokenizer
 
@@ -16,6 +15,7 @@ from gothic_jax.evaluate import Evaluator, Score, cut_windows, loss_function
 from gothic_jax.model import graph, init_params
 from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import special_tokens
+from tests.common import TEXT, TINY, Workplace
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_command_gives_the_trainers_own_validation_figures(
         evaluate.main(["--checkpoint", f"{trained.out_dir}/latest", "--file", file, "--json"]) == 0
     )
     report = json.loads(capsys.readouterr().out)
-    meta = json.loads((trained.out_dir / "6" / "meta" / "metadata").read_text())
+    meta = json.loads((trained.out_dir / "6" / "meta.json").read_text())
     assert list(copy.parent.iterdir()) == [copy]  # nothing is left beside a text that is judged
     voices = report["voices"]
     assert set(voices) == {"wilde", "lovecraft"}

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import TINY
 from flax import nnx
 from reference.weights import CONFIG, reference_tokens, reference_weights
 
@@ -25,6 +24,7 @@ from gothic_jax.model import (
     parameter_count,
     streamed_params,
 )
+from tests.common import TINY
 
 REFERENCE = Path(__file__).parent / "reference"
 ARCHITECTURES = ["gemma", "gpt2"]

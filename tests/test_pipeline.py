@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from common import run
+
+from tests.common import run
 
 pytestmark = pytest.mark.corpus
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import TINY
 from flax import nnx
 
 from gothic_jax.cli import UserError
-from gothic_jax.model import ModelConfig, Params, graph, init_params
+from gothic_jax.config import ModelConfig
+from gothic_jax.model import Params, graph, init_params
 from gothic_jax.sampler import DECODE_CHUNK, Sampler, Sampling, filter_logits, keep_window
+from tests.common import TINY
 
 GREEDY = Sampling(temperature=0.0)
 

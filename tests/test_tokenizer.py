@@ -3,14 +3,14 @@ import time
 from pathlib import Path
 
 import pytest
-from common import TEXT
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
 from gothic_jax.texts import END_OF_TEXT, Work, split_works
 from gothic_jax.tokenizer import (
+    encode,
     load_tokenizer,
     main,
     parse_tokenizer,
@@ -19,6 +19,7 @@ from gothic_jax.tokenizer import (
     train_tokenizer,
     voices,
 )
+from tests.common import TEXT
 
 SHARED = train_tokenizer(split_works(TEXT), 320, 2)
 
@@ -126,7 +127,7 @@ def crafted(**changes: object) -> str:
 )  # fmt: skip
 def test_a_file_that_is_no_tokenizer_is_told(content: str) -> None:
     with pytest.raises(UserError, match="gothic-tokenize"):
-        parse_tokenizer(content, "tokenizer.json")
+        parse_tokenizer(content.encode(), "tokenizer.json")
 
 
 def test_a_missing_tokenizer_names_the_command(tmp_path: Path) -> None:
@@ -144,3 +145,16 @@ def test_the_real_corpus_takes_under_ten_seconds(mirror: Path) -> None:
     assert isinstance(trained, Tokenizer)
     assert trained.get_vocab_size() == 4096
     assert END_OF_TEXT in special_tokens(trained)
+
+
+@settings(max_examples=200)
+@given(st.text(st.sampled_from("ab'!1 \n\t\x1c\u00e9\u2003"), min_size=1, max_size=200))
+def test_a_long_text_has_the_same_tokens_in_pieces_as_whole(text: str) -> None:
+    whole = SHARED.encode(text, add_special_tokens=False).ids
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr("gothic_jax.tokenizer.PIECE", 24)
+        try:
+            parted = encode(SHARED, text)
+        except UserError:  # there is no place to cut, which is another test's
+            assume(False)
+    assert parted.tolist() == whole

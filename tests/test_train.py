@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from common import SETTINGS, TINY, Workplace
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -19,6 +18,7 @@ from gothic_jax.optimizer import (
     make_optimizer,
 )
 from gothic_jax.step import Metrics, TrainState, data_mesh, make_train_step
+from tests.common import SETTINGS, TINY, Workplace
 
 
 def tiny_config(**settings: object) -> ConfigDict:

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from gothic_jax.device import use_huge_pages
+from gothic_jax.process import use_huge_pages
 use_huge_pages()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 """

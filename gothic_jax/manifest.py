@@ -1,0 +1,106 @@
+"""The manifest of a folder: size and SHA-256 of every file in it, so that damage is seen.
+
+It says that the files are those that were written, not who wrote them.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gothic_jax.cli import UserError
+from gothic_jax.files import file_sha256, parse_json, sha256, sync
+
+NAME = "manifest.json"
+MAX_BYTES = 2**20
+MAX_DEPTH = 8
+
+
+class Damaged(UserError):
+    """A folder is not as it was written; the message names the file."""
+
+
+def write(folder: Path) -> None:
+    """Puts all files and folders in `folder` on the disk, and last a manifest of them.
+
+    Raises OSError.
+    """
+    files = list(_files(folder))
+    # The hashes are taken while the disk is at work.
+    with ThreadPoolExecutor(1) as disk:
+        synced = [disk.submit(sync, folder / name) for name in files]
+        entries = {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+            for name in files
+        }
+        for done in synced:
+            done.result()
+    content = json.dumps({"files": entries}, indent=1) + "\n"
+    with (folder / NAME).open("w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    for parent, _, _ in os.walk(folder, topdown=False):
+        sync(Path(parent))
+
+
+def verify(folder: Path) -> str:
+    """Checks every file of `folder`; SHA-256 of the manifest, which stands for all of them.
+
+    Opens no file outside the folder, follows no link. Raises Damaged.
+    """
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise Damaged(f"{folder} is no folder")
+        names = {*_files(folder)}
+        if NAME not in names:
+            raise Damaged(f"{folder}/{NAME} is missing")
+        content = _read_limited(folder / NAME)
+        listed = _entries(folder, content)
+        for name in sorted(listed.keys() | (names - {NAME})):
+            if name not in listed:
+                raise Damaged(f"{folder}/{name} is not in the manifest")
+            if name not in names:
+                raise Damaged(f"{folder}/{name} is missing")
+            size, digest = listed[name]
+            there = (folder / name).stat().st_size
+            if there != size:
+                raise Damaged(f"{folder}/{name} is damaged: {there} bytes instead of {size}")
+            if file_sha256(folder / name) != digest:
+                raise Damaged(f"{folder}/{name} is damaged: its SHA-256 is not the manifest's")
+    except OSError as error:
+        raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    return sha256(content)
+
+
+def _files(folder: Path, inside: str = "") -> Iterator[str]:
+    """The paths of all files, from `folder` on; raises Damaged for what is no file or folder."""
+    if inside.count("/") > MAX_DEPTH:
+        raise Damaged(f"{folder}/{inside} lies too deep")
+    with os.scandir(folder / inside) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            name = f"{inside}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(folder, f"{name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield name
+            else:
+                raise Damaged(f"{folder}/{name} is a link or a device, not a file")
+
+
+def _read_limited(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise Damaged(f"{path} is no manifest: it is too long")
+    return content
+
+
+def _entries(folder: Path, content: bytes) -> dict[str, tuple[int, str]]:
+    try:
+        files = parse_json(content)["files"]
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(f"{folder}/{NAME} is damaged: {error}") from error

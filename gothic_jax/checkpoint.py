@@ -37,7 +37,7 @@ from gothic_jax import manifest
 from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig, saved_config
 from gothic_jax.device import refuse_beyond_memory, tree_bytes
-from gothic_jax.files import parse_json, sync
+from gothic_jax.files import parse_json, read_regular, sync
 from gothic_jax.model import Params, abstract_params
 from gothic_jax.tokenizer import fingerprint, load_tokenizer, parse_tokenizer
 
@@ -198,8 +198,10 @@ class Saver:
                 (folder / "meta.json").write_text(content)
                 manifest.write(folder)
                 _replace(folder, final)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             kept = "nothing is saved" if self.safe is None else f"{self._run / str(self.safe)} is"
             raise SaveFailure(
                 f"checkpoint {final} cannot be written: {error.strerror}; {kept}"
@@ -240,7 +242,7 @@ def _disk_errors_raised() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        if found := re.search(r"\[OS error (\d+)\b", str(error)):
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         raise
 
@@ -330,7 +332,9 @@ def _unreadable_told(what: Location | Path) -> Iterator[None]:
 def load_meta(location: Location) -> Meta:
     """What the checkpoint says of itself; raises UserError where that cannot be."""
     with _unreadable_told(location):
-        return _checked(parse_json((location.path / "meta.json").read_bytes()))
+        if location.path.is_symlink():
+            raise OSError(f"{location} is a link")
+        return _checked(parse_json(read_regular(location.path / "meta.json")))
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -379,7 +383,7 @@ def load_same_tokenizer(path: Path, location: Location, meta: Meta) -> Tokenizer
 def load_tokenizer_copy(location: Location, meta: Meta) -> Tokenizer:
     """The tokenizer kept in the checkpoint; raises UserError where its hash is not as saved."""
     with _unreadable_told(location):
-        content = (location.path / "tokenizer.json").read_bytes()
+        content = read_regular(location.path / "tokenizer.json")
     tokenizer = parse_tokenizer(content, f"the tokenizer of {location}")
     if fingerprint(tokenizer) != meta.tokenizer_sha256:
         raise UserError(f"the tokenizer of {location} is not the one it was saved with")

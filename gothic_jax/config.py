@@ -23,9 +23,9 @@ ARCHITECTURES = ("gemma", "gpt2")
 LIMITS = {
     "block_size": 2**17,
     "vocab_size": 2**16,  # tokens are cached in 16 bits
-    "n_layer": 2**9,
-    "n_head": 2**9,
-    "n_embd": 2**15,
+    "n_layer": 2**7,
+    "n_head": 2**7,
+    "n_embd": 2**14,
 }
 """Beyond these a number is a slip of the keyboard, or somebody's trap, and no model."""
 

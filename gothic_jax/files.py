@@ -1,13 +1,18 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from gothic_jax.cli import UserError
+
+MAX_TRUSTED = 2**24
+"""Bytes of a file of settings, hashes or tokens that are read before they are looked through."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -26,6 +31,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file that may be anything: no link is followed, no pipe waited for.
+
+    Raises OSError where it is no regular file, or longer than MAX_TRUSTED.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > MAX_TRUSTED:
+            raise OSError(errno.EFBIG, f"it is longer than {MAX_TRUSTED:,} bytes", str(path))
+        return file.read()
 
 
 def sync(path: Path) -> None:

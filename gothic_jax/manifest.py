@@ -9,12 +9,12 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from gothic_jax.cli import UserError
-from gothic_jax.files import file_sha256, parse_json, sha256, sync
+from gothic_jax.files import file_sha256, parse_json, read_regular, sha256, sync
 
 NAME = "manifest.json"
-MAX_BYTES = 2**20
 MAX_DEPTH = 8
 
 
@@ -37,7 +37,7 @@ def write(folder: Path) -> None:
         }
         for done in synced:
             done.result()
-    content = json.dumps({"files": entries}, indent=1) + "\n"
+    content = json.dumps({"sha256": _digest(entries), "files": entries}, indent=1) + "\n"
     with (folder / NAME).open("w") as file:
         file.write(content)
         file.flush()
@@ -47,7 +47,7 @@ def write(folder: Path) -> None:
 
 
 def verify(folder: Path) -> str:
-    """Checks every file of `folder`; SHA-256 of the manifest, which stands for all of them.
+    """Checks every file of `folder`; its seal, a SHA-256 that stands for all of them.
 
     Opens no file outside the folder, follows no link. Raises Damaged.
     """
@@ -57,8 +57,7 @@ def verify(folder: Path) -> str:
         names = {*_files(folder)}
         if NAME not in names:
             raise Damaged(f"{folder}/{NAME} is missing")
-        content = _read_limited(folder / NAME)
-        listed = _entries(folder, content)
+        seal, listed = _read(folder / NAME)
         for name in sorted(listed.keys() | (names - {NAME})):
             if name not in listed:
                 raise Damaged(f"{folder}/{name} is not in the manifest")
@@ -72,7 +71,7 @@ def verify(folder: Path) -> str:
                 raise Damaged(f"{folder}/{name} is damaged: its SHA-256 is not the manifest's")
     except OSError as error:
         raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    return sha256(content)
+    return seal
 
 
 def _files(folder: Path, inside: str = "") -> Iterator[str]:
@@ -90,17 +89,20 @@ def _files(folder: Path, inside: str = "") -> Iterator[str]:
                 raise Damaged(f"{folder}/{name} is a link or a device, not a file")
 
 
-def _read_limited(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise Damaged(f"{path} is no manifest: it is too long")
-    return content
+def _digest(entries: Any) -> str:
+    return sha256(json.dumps(entries, sort_keys=True).encode())
 
 
-def _entries(folder: Path, content: bytes) -> dict[str, tuple[int, str]]:
+def _read(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
+    """A manifest's own digest, which is checked, and the sizes and digests of its files."""
+    content = read_regular(path)
     try:
-        files = parse_json(content)["files"]
-        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"{folder}/{NAME} is damaged: {error}") from error
+        value = parse_json(content)
+        files, seal = value["files"], value["sha256"]
+        if _digest(files) != seal:
+            raise ValueError("its own SHA-256 is another")
+        return seal, {
+            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error

@@ -12,7 +12,7 @@ from jaxtyping import UInt32
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.files import parse_json, write_atomically
+from gothic_jax.files import MAX_TRUSTED, parse_json, write_atomically
 from gothic_jax.texts import (
     END_OF_TEXT,
     MARKER,
@@ -24,7 +24,6 @@ from gothic_jax.texts import (
     voice_token,
 )
 
-MAX_FILE_BYTES = 2**24
 MAX_TOKENS = 2**16
 PIECE = 2**18
 """Characters that are encoded at a time."""
@@ -66,7 +65,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a file; raises UserError where it is missing or cannot serve here."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(MAX_TRUSTED + 1)
     except FileNotFoundError:
         raise UserError(f"{path} is not there; `gothic-tokenize` makes it") from None
     except OSError as error:
@@ -82,8 +81,8 @@ def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
     BPE with special tokens, each part looked through before.
     """
     try:
-        if len(content) > MAX_FILE_BYTES:
-            raise ValueError(f"it is longer than {MAX_FILE_BYTES:,} bytes")
+        if len(content) > MAX_TRUSTED:
+            raise ValueError(f"it is longer than {MAX_TRUSTED:,} bytes")
         return _build(parse_json(content))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -312,7 +312,8 @@ def _size_limit(workplace: Workplace) -> list[str]:
     done = subprocess.run(
         limited("RLIMIT_FSIZE", 60_000, command),
         cwd=workplace.root,
-        env=os.environ | {"GLIBC_TUNABLES": ""},
+        # JAX's cache must not get half a program from this.
+        env=os.environ | {"GLIBC_TUNABLES": "", "JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True,
         text=True,
         timeout=120,

@@ -143,13 +143,19 @@ def kill_at_every_call(workplace: Workplace, library: Path | None, limit: int | 
     if limit is not None and limit < len(calls):
         chosen = sorted({1 + round(k * (len(calls) - 1) / (limit - 1)) for k in range(limit)})
 
+    missed: list[int] = []
+
     def trial(index: int) -> list[str]:
         at = chosen[index]
         out_dir = fresh_copy(base, workplace.root / f"call-{at}")
         arguments = [*resume, "--out-dir", str(out_dir)]
-        life = Life(arguments, workplace.root, **faults(out_dir, at))
+        made = workplace.root / f"call-{at}.log"
+        life = Life(arguments, workplace.root, **faults(out_dir, at), FAULTS_LOG=str(made))
         code = life.end()
         call = calls[at - 1]
+        if code == 0 and len(made.read_text().splitlines()) < at:
+            missed.append(at)  # its threads came by with fewer calls this time
+            return []
         if code != -signal.SIGKILL:
             return [f"call {at} ({call}): code {code}: {life.error[-300:]}"]
         latest = max(checkpoint.iterations(out_dir), default=0)
@@ -168,7 +174,8 @@ def kill_at_every_call(workplace: Workplace, library: Path | None, limit: int | 
         return []
 
     wrong = in_lanes(trial, len(chosen))
-    return Figure("R2", what, len(chosen), wrong, f"one save makes {len(calls)} such calls")
+    reached = len(chosen) - len(missed)
+    return Figure("R2", what, reached, wrong, f"one save makes some {len(calls)} such calls")
 
 
 def signals(workplace: Workplace, count: int) -> Figure:

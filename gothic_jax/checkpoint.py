@@ -163,7 +163,8 @@ class Saver:
         step. Raises SaveFailure if the save before failed and was not yet told.
         """
         self.wait()
-        arrays = {"params": params, "optimizer": optimizer}
+        # The larger part first: it is hashed while the other one is written.
+        arrays = {"optimizer": optimizer, "params": params}
         copies = jax.tree.map(jnp.copy, arrays)
         self._save = self._pool.submit(self._write, copies, meta, tokenizer)
 
@@ -187,16 +188,18 @@ class Saver:
         folder = self._run / f".{meta.iteration}.tmp"
         final = self._run / str(meta.iteration)
         try:
-            with _disk_errors_raised():
+            with _disk_errors_raised(), ThreadPoolExecutor(1) as hasher:
                 folder.mkdir()
+                hashed = []
                 for name, tree in arrays.items():
                     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
                         target = folder.resolve() / name
                         orbax.save(target, args=ocp.args.StandardSave(tree))
+                    hashed.append(hasher.submit(manifest.entries, folder, f"{name}/"))
                 (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
                 content = json.dumps(dataclasses.asdict(meta), indent=1)
                 (folder / "meta.json").write_text(content)
-                manifest.write(folder)
+                manifest.write(folder, hashed)
                 _replace(folder, final)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)

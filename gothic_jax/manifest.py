@@ -6,8 +6,8 @@ It says that the files are those that were written, not who wrote them.
 import json
 import os
 import stat
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,36 @@ class Damaged(UserError):
     """A folder is not as it was written; the message names the file."""
 
 
-def write(folder: Path) -> None:
+Entries = dict[str, dict[str, Any]]
+"""What the manifest has on each file: `bytes` and `sha256`, by its path from the folder on."""
+
+
+def entries(folder: Path, inside: str) -> Entries:
+    """What the manifest of `folder` is to have on the files below `inside`, as "params/"."""
+    return _entries(folder, _files(folder, inside))
+
+
+def _entries(folder: Path, names: Iterable[str]) -> Entries:
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        for name in names
+    }
+
+
+def write(folder: Path, known: Iterable[Future[Entries]] = ()) -> None:
     """Puts all files and folders in `folder` on the disk, and last a manifest of them.
 
+    `known` are entries that others have at work; the rest is taken here, while the disk is busy.
     Raises OSError.
     """
-    files = list(_files(folder))
-    # The hashes are taken while the disk is at work.
     with ThreadPoolExecutor(1) as disk:
-        synced = [disk.submit(sync, folder / name) for name in files]
-        entries = {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-            for name in files
-        }
-        for done in synced:
-            done.result()
-    content = json.dumps({"sha256": _digest(entries), "files": entries}, indent=1) + "\n"
+        synced = disk.map(sync, [folder / name for name in _files(folder)])
+        listed: Entries = {}
+        for part in known:
+            listed |= part.result()
+        listed |= _entries(folder, [name for name in _files(folder) if name not in listed])
+        list(synced)  # raises what went wrong
+    content = json.dumps({"sha256": _digest(listed), "files": listed}, indent=1) + "\n"
     with (folder / NAME).open("w") as file:
         file.write(content)
         file.flush()

@@ -92,14 +92,21 @@ def matmul_first_transposed(
     )
 
 
+FEW_ROWS = 64
+"""Up to here a CPU streams a matrix from the left faster than it multiplies rows by it."""
+
+
 def streamed_product(x: Float[Array, "n k"], w: Float[Array, "m k"]) -> Float[Array, "n m"]:
     """X W^T in f32 for a few rows and a large matrix, which is read once: decoding. No gradient.
 
     On a CPU the matrix stands on the left, where XLA's library reads it as it lies; on the right
-    it would be packed anew for each call. The library takes no product of a single column.
+    it would be packed anew for each call, which only many rows are worth. The library takes no
+    product of a single column.
     """
 
     def on_cpu(x: Array, w: Array) -> Array:
+        if len(x) > FEW_ROWS:
+            return _dot(x, w, -1, -1)
         columns = jnp.concatenate([x, x]) if len(x) == 1 and x.dtype != jnp.float32 else x
         return written_transposed(_dot(w, columns, -1, -1))[: len(x)]
 

@@ -17,6 +17,8 @@ from gothic_jax.model import GPT, Params, empty_caches, graph, streamed_params
 
 PREFILL_CHUNK = 64
 """Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
+PREFILL_ROWS = 512
+"""Tokens of all streams in such a call: many streams take shorter chunks, and less padding."""
 DECODE_CHUNK = 16
 """Tokens written a call: few enough to read along, enough to hide the calls' own cost."""
 
@@ -235,11 +237,14 @@ class Sampler:
         """Caches that hold all of the context but its last token, and how many that are."""
         batch, length = context.shape
         caches = self._empty_caches(batch, self._cache_length(length - 1))
-        padded = -(-(length - 1) // PREFILL_CHUNK) * PREFILL_CHUNK
+        size = PREFILL_CHUNK
+        while size > 8 and batch * size > PREFILL_ROWS:
+            size //= 2
+        padded = -(-(length - 1) // size) * size
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
-        for start in range(0, padded, PREFILL_CHUNK):
-            chunk = jnp.asarray(tokens[:, start : start + PREFILL_CHUNK])
+        for start in range(0, padded, size):
+            chunk = jnp.asarray(tokens[:, start : start + size])
             caches = self._prefill(params, caches, chunk, jnp.int32(start))
         return caches, length - 1
 

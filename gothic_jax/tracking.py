@@ -1,8 +1,10 @@
 """What a run tells while it goes: TensorBoard, and a progress bar or plain lines."""
 
 import contextlib
+import itertools
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,15 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar, text
 
 from gothic_jax.device import memory_peak, peak_flops
 from gothic_jax.evaluate import ALL, Score
+
+_FILE_NUMBERS = itertools.count()
 
 
 class EventLog:
@@ -33,9 +37,8 @@ class EventLog:
         self._folder = folder
         self._void_from = first + 1
         self._say = say
-        self._files = 0
         self._told = False
-        self._file: EventsWriter | None = None
+        self._file: RecordWriter | None = None
         self._open()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -60,24 +63,27 @@ class EventLog:
             self._guarded(self._file.close)
 
     def _open(self) -> None:
-        # Two files of one second would have one name but for this.
-        suffix = f".{os.getpid()}.{self._files}"
-        self._files += 1
+        # Two files of one second would have one name but for the last two parts.
+        number = next(_FILE_NUMBERS)
+        name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{number}"
 
         def begin() -> None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = EventsWriter(str(self._folder / "events"), suffix)
+            self._file = RecordWriter(str(self._folder / f"events.out.tfevents.{name}"))
             start = SessionLog(status=SessionLog.START)
-            self._file.write_event(
-                Event(wall_time=time.time(), step=self._void_from, session_log=start)
-            )
+            for event in (
+                Event(file_version="brain.Event:2"),
+                Event(step=self._void_from, session_log=start),
+            ):
+                event.wall_time = time.time()
+                self._file.write(event.SerializeToString())
 
         self._guarded(begin)
 
     def _add(self, step: int, summary: Summary) -> None:
         if (file := self._file) is not None:
             event = Event(wall_time=time.time(), step=step, summary=summary)
-            self._guarded(lambda: file.write_event(event))
+            self._guarded(lambda: file.write(event.SerializeToString()))
             self._void_from = max(self._void_from, step + 1)
 
     def _guarded(self, write: Callable[[], object]) -> None:

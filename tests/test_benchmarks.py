@@ -27,11 +27,13 @@ def test_a_comparison_tells_speeds_and_says_who_cannot_run(case: Case) -> None:
     assert ours.high is not None
     assert 0 < ours.low <= ours.value <= ours.high
     figures = {row.metric: row.value for row in rows if row.system.startswith(OURS)}
-    whole = 1e3 * case.tokens / ours.value  # milliseconds of a run, about: medians of two
+    fastest, slowest = (1e3 * case.tokens / rate for rate in (ours.high, ours.low))  # ms of a run
     if isinstance(case, Train):
-        assert figures["iteration"] == pytest.approx(whole / case.iterations, rel=0.5)
+        assert figures["iteration"] is not None
+        assert fastest <= figures["iteration"] * case.iterations * 1.0001
+        assert figures["iteration"] * case.iterations <= slowest * 1.0001
     else:
-        assert 0 < (figures["first text"] or 0) < 2 * whole
+        assert 0 < (figures["first text"] or 0) < slowest
     if theirs.value is None:
         assert "not installed" in theirs.note
         assert ours.ratio_to_best_peer is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gothic_jax import checkpoint, train
+from gothic_jax import chat, checkpoint, evaluate, seal, train
 from gothic_jax.cli import UserError
 from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import train_tokenizer
@@ -209,3 +209,80 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
     again = ["--init-from", f"{trained.out_dir}/best", "--out-dir", str(tuned), "--overwrite"]
     assert train.main([*again, "--config.model.n_layer=3"]) == 2
     assert "n_layer" in capsys.readouterr().err
+
+
+def test_checkpoints_between_evaluations_come_by_iterations_and_by_minutes(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "KEPT", 100)
+    assert workplace.train(max_iters=7, eval_interval=5, save_interval=2) == 0
+    held = checkpoint.iterations(workplace.out_dir)
+    assert held == [2, 4, 5, 6, 7]
+    metas = {n: checkpoint.load_meta(checkpoint.Location(workplace.out_dir, n)) for n in held}
+    assert [n for n in held if metas[n].scores is not None] == [5, 7]
+    by_clock = workplace.root / "by-clock"
+    settings = {"max_iters": 4, "eval_interval": 4, "save_minutes": 1e-9}
+    assert workplace.train(out_dir=by_clock, **settings) == 0
+    assert checkpoint.iterations(by_clock) == [1, 2, 3, 4]
+
+
+def test_resuming_elsewhere_is_told_by_name(
+    trained: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = seal.environment()
+    monkeypatch.setattr(seal, "environment", lambda: here | {"threads": "96", "jaxlib": "9.9"})
+    assert trained.train("--resume", max_iters=7) == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"threads {here['threads']} -> 96" in error
+    assert f"jaxlib {here['jaxlib']} -> 9.9" in error
+    assert chat.main(["--checkpoint", f"{trained.out_dir}/6", "--max-tokens", "2"]) == 0
+    error = capsys.readouterr().err
+    assert "jaxlib" in error
+    assert "threads" not in error  # a text is often written on another machine
+
+
+def test_the_seal_names_what_differs(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verify = ["--checkpoint", str(trained.out_dir), "--verify"]
+    assert evaluate.main(verify) == 0
+    told = capsys.readouterr().out
+    meta = checkpoint.load_meta(checkpoint.locate(str(trained.out_dir)))
+    for fact in (meta.tokenizer_sha256, meta.train_sha256, meta.val_sha256):
+        assert fact in told
+    assert "threads" in told
+    assert "XLA_FLAGS" in told
+    # The settings name the folder that the fixture was trained in; its text is changed there.
+    text = Path(meta.config["data_dir"]) / "mixed_val.txt"
+    content = text.read_text()
+    try:
+        text.write_text(content + "\nOne line more.\n")
+        assert evaluate.main(verify) == 0
+        assert f"DIFFERS: {text} is another text" in capsys.readouterr().out
+    finally:
+        text.write_text(content)
+    (trained.out_dir / "6" / "meta.json").write_text("{}")
+    assert evaluate.main([*verify[:1], f"{trained.out_dir}/6", "--verify"]) == 2
+    assert "6/meta.json is damaged" in capsys.readouterr().err
+
+
+def test_a_replaced_checkpoint_survives_a_kill_between_the_two_renames(trained: Workplace) -> None:
+    run = trained.out_dir
+    before = trained.params("6")
+    # As a kill leaves it: the old one set aside, the new one not yet in its place.
+    (run / "6").rename(run / ".6.old")
+    (run / ".6.tmp").mkdir()
+    checkpoint.tidy(run)
+    for old, now in zip(before, trained.params("6"), strict=True):
+        np.testing.assert_array_equal(old, now)
+    assert not [*run.glob(".6.*")]
+
+
+def test_a_resumed_run_sets_damaged_later_checkpoints_aside(trained: Workplace) -> None:
+    meta = trained.out_dir / "6" / "meta.json"
+    meta.write_text(meta.read_text().replace("6", "7", 1))
+    damaged = meta.read_text()
+    assert trained.train("--resume", max_iters=6) == 0
+    assert (trained.out_dir / "6.damaged" / "meta.json").read_text() == damaged
+    assert checkpoint.load_meta(checkpoint.locate(f"{trained.out_dir}/6")).iteration == 6

@@ -1,9 +1,14 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from gothic_jax.cli import UserError
+from gothic_jax.process import Interrupted, StopSignal, exclusive
 
 PROGRAM = """
 import os, sys
@@ -30,3 +35,35 @@ def test_a_process_starts_anew_once_with_huge_pages_and_keeps_a_users_own_choice
     on_request = switch.exists() and "[madvise]" in switch.read_text()
     expected = already or ("glibc.malloc.hugetlb=1" if on_request else None)
     assert process.communicate(timeout=60)[0] == f"{process.pid} {expected} two words\n"
+
+
+def test_a_folder_is_held_by_one_and_left_as_it_was_found(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "new"
+    with exclusive(folder):
+        with pytest.raises(UserError, match=f"PID {os.getpid()}"), exclusive(folder):
+            pass
+        assert folder.is_dir()
+    assert not folder.exists()
+    with exclusive(folder):
+        (folder / "1").mkdir()
+    with exclusive(folder):
+        pass
+    assert (folder / "1").is_dir()
+
+
+def test_a_signal_is_noted_and_interrupts_only_what_may_be_interrupted() -> None:
+    with StopSignal().watched() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        with pytest.raises(Interrupted), stop.interrupts():
+            raise AssertionError("this is not to be reached")
+
+    def signalled_at_work() -> None:
+        with stop.interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    with StopSignal().watched() as stop, pytest.raises(Interrupted):
+        signalled_at_work()
+    assert stop.received == signal.SIGINT

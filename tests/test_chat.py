@@ -2,6 +2,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -222,8 +223,13 @@ def test_a_conversation_writes_retries_and_outlives_mistakes(
 def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> None:
     """The real program at a real terminal."""
     terminal, theirs = pty.openpty()
+    # A shell starts what it puts in the background with Ctrl-C ignored; a terminal does not.
+    start = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from gothic_jax.chat import main; sys.exit(main())"
+    )
     program = subprocess.Popen(
-        [sys.executable, "-m", "gothic_jax.chat", "--checkpoint", str(trained_once.out_dir),
+        [sys.executable, "-c", start, "--checkpoint", str(trained_once.out_dir),
          "--interactive", "--max-tokens", "1000000"],
         stdin=theirs, stdout=theirs, stderr=theirs,
         env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
@@ -231,10 +237,17 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
     os.close(theirs)
     seen = ""
 
+    def read_more() -> None:
+        nonlocal seen
+        if not select.select([terminal], [], [], 120)[0]:
+            program.kill()
+            raise TimeoutError(f"nothing more after {seen!r}")
+        seen += os.read(terminal, 4096).decode("utf-8", "replace")
+
     def read_until(part: str) -> None:
         nonlocal seen
         while part not in seen:
-            seen += os.read(terminal, 4096).decode("utf-8", "replace")
+            read_more()
         seen = seen.partition(part)[2]
 
     read_until("\n> ")
@@ -242,7 +255,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
     read_until("seed ")
     read_until("There are")
     while len(seen) < 200:
-        seen += os.read(terminal, 4096).decode("utf-8", "replace")
+        read_more()
     program.send_signal(signal.SIGINT)
     read_until("(stopped)")
     read_until("> ")

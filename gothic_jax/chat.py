@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from gothic_jax import checkpoint, seal
+from gothic_jax import checkpoint, novelty, seal
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.model import Params
@@ -118,8 +118,18 @@ def _new_seed(settings: Settings) -> int:
     return secrets.randbelow(MAX_SEED) if settings.seed is None else settings.seed
 
 
-def reply(writer: Writer, prompt: str, settings: Settings, samples: int, seed: int) -> None:
-    """Prints the prompt and what follows it, one sample as it is written, several when done."""
+def reply(
+    writer: Writer,
+    prompt: str,
+    settings: Settings,
+    samples: int,
+    seed: int,
+    index: novelty.Loaded | None = None,
+) -> None:
+    """Prints the prompt and what follows it, one sample as it is written, several when done.
+
+    With an index each sample is shown when it is done, what it copied highlighted, and its figures.
+    """
     ids = writer.encode(prompt, settings.voice)
     if len(ids) > writer.block_size:
         kept = keep_window(ids[None], writer.block_size)[0]
@@ -129,7 +139,7 @@ def reply(writer: Writer, prompt: str, settings: Settings, samples: int, seed: i
         )
     print(f"seed {seed}", file=sys.stderr)
     pieces = writer.write(ids, settings, samples, seed)
-    if samples == 1:
+    if samples == 1 and index is None:
         print(prompt, end="", flush=True)
         for (text,) in pieces:
             print(text, end="", flush=True)
@@ -137,7 +147,17 @@ def reply(writer: Writer, prompt: str, settings: Settings, samples: int, seed: i
         return
     texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
     for number, text in enumerate(texts, start=1):
-        print(f"--- {number} of {samples} ---\n{prompt}{text}")
+        if samples > 1:
+            print(f"--- {number} of {samples} ---")
+        if index is None:
+            print(f"{prompt}{text}")
+            continue
+        # What the person wrote is no work of the model.
+        measured = index.words.measure(text)
+        on, off = ("\x1b[7m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
+        print(prompt + novelty.highlighted(measured, text, on, off))
+        for line in novelty.describe(measured, text, index.baseline):
+            print(f"    {line}")
 
 
 HELP = """Type the beginning of a text; the model goes on. Ctrl-C stops a reply.
@@ -195,7 +215,11 @@ def describe(settings: Settings) -> str:
 
 
 def converse(
-    writer: Writer, settings: Settings, samples: int, read_line: Callable[[str], str]
+    writer: Writer,
+    settings: Settings,
+    samples: int,
+    read_line: Callable[[str], str],
+    index: novelty.Loaded | None = None,
 ) -> None:
     """Reads beginnings and commands until /quit or the end of input."""
     print(f"voices: {', '.join(writer.voices) or 'none'}\n{describe(settings)}\n{HELP}")
@@ -226,7 +250,7 @@ def converse(
             if not line.strip():
                 continue
             last = line
-            reply(writer, line, settings, samples, _new_seed(settings))
+            reply(writer, line, settings, samples, _new_seed(settings), index)
         except UserError as error:
             print(error, file=sys.stderr)
         except KeyboardInterrupt:
@@ -250,6 +274,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num-samples", type=int, default=1, help="samples, written as one batch")
     parser.add_argument("--voice", help="a voice of the training texts (default: none)")
     parser.add_argument("--seed", type=int, help="default: random; always printed")
+    parser.add_argument(
+        "--novelty",
+        action="store_true",
+        help="highlight what stands in a training work, and tell how much is new",
+    )
     parser.add_argument("--interactive", action="store_true", help="a conversation")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args(argv)
@@ -263,14 +292,18 @@ def main(argv: Sequence[str]) -> None:
     prompt = arguments.prompt
     if prompt is None and not arguments.interactive:
         prompt = DEFAULT_PROMPT
+    index = None
+    if arguments.novelty:
+        meta = checkpoint.load_meta(checkpoint.locate(arguments.checkpoint))
+        index = novelty.load_for(meta.config, meta.train_sha256)
     with out_of_memory_told("lower --num-samples, or write with --device cpu"):
         writer = load_writer(arguments.checkpoint, arguments.tokenizer, device)
         # A wrong voice is told before anything is compiled.
         writer.encode(DEFAULT_PROMPT, arguments.voice)
         if prompt is not None:
-            reply(writer, prompt, settings, arguments.num_samples, _new_seed(settings))
+            reply(writer, prompt, settings, arguments.num_samples, _new_seed(settings), index)
         if arguments.interactive:
-            converse(writer, settings, arguments.num_samples, input)
+            converse(writer, settings, arguments.num_samples, input, index)
 
 
 if __name__ == "__main__":

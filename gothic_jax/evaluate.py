@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
-from gothic_jax import manifest
+from gothic_jax import manifest, novelty
 from gothic_jax.attention import Implementation, choose
 from gothic_jax.checkpoint import Location, load_meta, load_params, load_tokenizer_copy, locate
 from gothic_jax.cli import ArgumentParser, UserError, command
@@ -266,6 +266,9 @@ def main(argv: Sequence[str]) -> None:
     task.add_argument(
         "--verify", action="store_true", help="check the checkpoint's files, and print its seal"
     )
+    task.add_argument(
+        "--novelty", metavar="FILE", help="what a text shares word for word with the training works"
+    )
     parser.add_argument("--stride", type=int, help="tokens between windows (default: block size)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows at a time")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -283,6 +286,15 @@ def main(argv: Sequence[str]) -> None:
     meta = load_meta(location)
     if changed := differences(meta.environment, environment(), WRITING):
         print(f"warning: made with other versions ({'; '.join(changed)})", file=sys.stderr)
+    if arguments.novelty is not None:
+        loaded = novelty.load_for(meta.config, meta.train_sha256)
+        text_to_measure = read_text(Path(arguments.novelty))
+        measured = loaded.words.measure(text_to_measure)
+        if arguments.json:
+            print(json.dumps(measured.as_dict() | {"held_out": loaded.baseline}))
+        else:
+            print("\n".join(novelty.describe(measured, text_to_measure, loaded.baseline)))
+        return
     tokenizer = load_tokenizer_copy(location, meta)
     config = meta.model_config
     path = find_text(arguments.file, Path("data/processed"))

@@ -20,6 +20,7 @@ from tensorboardX.summary import scalar, text
 
 from gothic_jax.device import memory_peak, peak_flops
 from gothic_jax.evaluate import ALL, Score
+from gothic_jax.novelty import Novelty
 
 _FILE_NUMBERS = itertools.count()
 
@@ -245,6 +246,17 @@ class Tracker:
         """Keeps a sample of a voice in TensorBoard."""
         # TensorBoard renders Markdown, in which an indent keeps line breaks and symbols.
         self._board.text(done, f"sample/{voice}", "    " + text.replace("\n", "\n    "))
+
+    def novelty(self, done: int, voice: str, measured: Novelty) -> None:
+        """Reports what a sample shares with the training works."""
+        longest = measured.longest.words if measured.longest else 0
+        self._board.scalars(
+            done,
+            {
+                f"novelty/longest_copied_words/{voice}": float(longest),
+                f"novelty/copied_share/{voice}": measured.copied,
+            },
+        )
 
     def flush(self) -> None:
         """Puts what TensorBoard has not written yet on disk."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
-from gothic_jax import checkpoint, seal
+from gothic_jax import checkpoint, novelty, seal
 from gothic_jax.attention import choose
 from gothic_jax.checkpoint import Location, Meta, SaveFailure, Saver
 from gothic_jax.cli import UserError
@@ -90,6 +90,12 @@ class Run:
             val_sha256=val_text.sha256,
             environment=seal.environment(),
         )
+        try:
+            self.index: novelty.Loaded | None = novelty.load_for(
+                self.meta.config, self.meta.train_sha256
+            )
+        except UserError:
+            self.index = None  # nobody has asked for one
         devices = jax.local_devices()
         if config.batch_size % len(devices):
             raise UserError(
@@ -406,6 +412,9 @@ class Loop:
         self._tracker.evaluation(run.meta.iteration, scores, best=best)
         for voice, text in samples.items():
             self._tracker.sample(run.meta.iteration, voice, text)
+            if run.index is not None:
+                measured = run.index.words.measure(text)
+                self._tracker.novelty(run.meta.iteration, voice, measured)
 
 
 MEMORY_CURE = (

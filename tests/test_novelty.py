@@ -1,0 +1,180 @@
+"""What a text shares with the training works: against brute force, and through the commands."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydivsufsort import divsufsort
+
+from gothic_jax import chat, corpus, evaluate, novelty
+from gothic_jax.cli import UserError
+from gothic_jax.files import sha256
+from gothic_jax.novelty import Index
+from gothic_jax.texts import read_text
+from tests.common import DARK, TEXT, Workplace
+from tests.torture.world import points
+
+WORDS = st.lists(st.sampled_from(["sea", "the", "old", "gate", "of"]), max_size=40)
+
+
+def index_of(works: list[list[str]]) -> Index:
+    vocabulary = sorted({word for work in works for word in work})
+    ids = {word: n for n, word in enumerate(vocabulary, start=1)}
+    table, words = [], []
+    for number, work in enumerate(works):
+        table.append({"title": str(number), "voice": "", "start": len(words)})
+        words += [*(ids[word] for word in work), 0]
+    array = np.array(words, np.uint32)
+    return Index(vocabulary, array, np.asarray(divsufsort(array), np.int32), table)
+
+
+def shared(query: list[str], works: list[list[str]]) -> int:
+    """By brute force: the length of the longest beginning of `query` within one work."""
+    best = 0
+    for work in works:
+        for start in range(len(work)):
+            both = zip(query, work[start:], strict=False)
+            best = max(
+                best, sum(1 for _ in itertools.takewhile(lambda pair: len({*pair}) == 1, both))
+            )
+    return best
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
+def test_all_figures_are_those_of_brute_force(works: list[list[str]], query: list[str]) -> None:
+    measured = index_of(works).measure(" ".join(query))
+    lengths = [shared(query[start:], works) for start in range(len(query))]
+    assert measured.words == len(query)
+    assert (measured.longest.words if measured.longest else 0) == max(lengths, default=0)
+    if measured.longest is not None:
+        span = measured.longest
+        work = works[int(span.work)]
+        assert work[span.place :][: span.words] == query[span.start :][: span.words]
+    inside = {
+        start + offset
+        for start, length in enumerate(lengths)
+        if length >= novelty.COPIED_WORDS
+        for offset in range(length)
+    }
+    assert measured.copied == pytest.approx(len(inside) / len(query) if query else 0)
+    for size, share in enumerate(measured.new_ngrams, start=1):
+        ngrams = len(query) - size + 1
+        new = sum(length < size for length in lengths[:ngrams])
+        assert share == pytest.approx(new / ngrams)
+
+
+def test_case_points_and_line_ends_hide_no_recital() -> None:
+    work = "There are doors beneath the harbour that no tide has opened since".lower().split()
+    text = 'He said: "THERE are doors, beneath the harbour,\nthat no tide has opened." And left.'
+    measured = index_of([work]).measure(text)
+    assert [(span.start, span.words, span.place) for span in measured.spans] == [(2, 11, 0)]
+    assert novelty.highlighted(measured, text, "[", "]") == (
+        'He said: "[THERE are doors, beneath the harbour,\nthat no tide has opened]." And left.'
+    )
+
+
+def test_a_text_without_words_is_measured_and_has_none() -> None:
+    measured = index_of([["a"]]).measure(" ... \n")
+    assert (measured.words, measured.longest, measured.copied) == (0, None, 0.0)
+    assert novelty.describe(measured, " ... \n", None)
+
+
+@pytest.fixture
+def indexed(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    """A finished run whose training text has an index."""
+    settings = ["--resume", "--out-dir", str(trained.out_dir), "--max-iters", "7"]
+    assert trained.train(*settings[:1], max_iters=7) == 0
+    long = "".join(
+        f"Nothing was here before {n} lamps went out over the marsh. " for n in range(99)
+    )
+    (trained.root / "mixed_val.txt.held").write_text(f"<|wilde|>\n{long}\n<|endoftext|>\n")
+    arguments = ["--file", str(trained.root / "mixed_train.txt")]
+    assert novelty.main([*arguments, "--held-out", str(trained.root / "mixed_val.txt.held")]) == 0
+    return trained
+
+
+def test_eval_and_chat_tell_what_is_copied_beside_held_out_works(
+    indexed: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = DARK.splitlines()[0]
+    file = indexed.root / "mine.txt"
+    file.write_text(f"Quite new words. {copied}")
+    where = ["--checkpoint", f"{indexed.out_dir}/latest"]
+    capsys.readouterr()
+    assert evaluate.main([*where, "--novelty", str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["longest_copied_span"]["voice"] == "lovecraft"
+    assert report["longest_copied_span"]["words"] == len(novelty.find_words(copied))
+    assert report["held_out"]["passages"] > 0
+    assert evaluate.main([*where, "--novelty", str(file)]) == 0
+    assert "held-out works" in capsys.readouterr().out
+    assert chat.main([*where, "--novelty", "--max-tokens", "30", "--num-samples", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("in copied spans of 8 words or more") == 2
+    assert out.count("held-out works") == 2
+
+
+def test_tensorboard_shows_what_samples_copy(indexed: Workplace) -> None:
+    assert indexed.train("--resume", max_iters=9, eval_interval=2) == 0
+    names = {(name, step) for name, step, _ in points(indexed.out_dir / "logs")}
+    for voice in ("wilde", "lovecraft"):
+        assert (f"novelty/longest_copied_words/{voice}", 8) in names
+        assert (f"novelty/copied_share/{voice}", 8) in names
+
+
+def test_a_missing_index_names_the_command_that_builds_it(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained.train("--resume", max_iters=7) == 0
+    for command in (
+        lambda: chat.main(["--checkpoint", f"{trained.out_dir}/latest", "--novelty"]),
+        lambda: evaluate.main(["--checkpoint", f"{trained.out_dir}/latest", "--novelty", "x"]),
+    ):
+        capsys.readouterr()
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"gothic-index --file {trained.root}/mixed_train.txt" in error
+
+
+def test_an_index_of_another_text_is_none_of_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    novelty.build(path, None)
+    novelty.load(path, sha256(TEXT.encode()))
+    with pytest.raises(UserError, match="gothic-index"):
+        novelty.load(path, sha256(b"another"))
+
+
+@pytest.mark.corpus
+def test_the_real_corpus_is_indexed_and_searched_in_time(mirror: Path, tmp_path: Path) -> None:
+    where = ["--data-dir", str(tmp_path), "--mirror", str(mirror), "--splits", "train,val"]
+    assert corpus.main(where) == 0
+    path = tmp_path / "processed" / "mixed_train.txt"
+    begin = time.monotonic()
+    novelty.build(path, path.with_name("mixed_val.txt"))
+    assert time.monotonic() - begin < 10
+    text = read_text(path)
+    index, baseline = novelty.load(path, sha256(text.encode()))
+    assert baseline is not None
+    # The corpus is split by works that share no 13 words.
+    assert baseline["longest_max"] < 13
+    assert baseline["copied"] < 0.01
+    sample = text[1_000_000:1_001_000]  # some 200 tokens
+    timings = []
+    for _ in range(5):
+        begin = time.monotonic()
+        measured = index.measure(sample)
+        timings.append(time.monotonic() - begin)
+    assert measured.copied > 0.9
+    assert min(timings) < 0.05
+    cthulhu = "the inability of the human mind to correlate all its contents"
+    found = index.measure(f"I wondered at {cthulhu}, as he put it.").longest
+    assert found is not None
+    assert (found.work, found.voice) == ("The Call of Cthulhu", "lovecraft")

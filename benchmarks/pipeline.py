@@ -76,8 +76,8 @@ def _checkpoints(run: Path, vocabulary: Path, train: Train, rounds: int = 5) -> 
         iteration=1,
         config=config.to_dict(),
         tokenizer_sha256=tokenizer.fingerprint(words),
-        train_sha256="",
-        val_sha256="",
+        train_sha256="0" * 64,
+        val_sha256="0" * 64,
         environment=seal.environment(),
     )
     run.mkdir()

@@ -108,13 +108,24 @@ def iterations(run: Path) -> list[int]:
 
 def tidy(run: Path) -> None:
     """Ends what a killed trainer left half done; only for who holds the run's lock."""
-    for path in [*run.glob(".*.old")]:
-        whole = run / path.name.removeprefix(".").removesuffix(".old")
-        if not whole.exists():
-            path.rename(whole)
-    for pattern in (".*.old", ".*.tmp"):
-        for path in run.glob(pattern):
+    # A person's folder may hold hidden folders of their own.
+    ours = re.compile(r"\.([0-9]+(?:\.damaged)?)\.(old|tmp)")
+    for path in [*run.glob(".*")]:
+        if (name := ours.fullmatch(path.name)) is None or path.is_symlink() or not path.is_dir():
+            continue
+        if name[2] == "old" and not (run / name[1]).exists():
+            path.rename(run / name[1])
+        else:
             shutil.rmtree(path)
+
+
+def refuse_strangers(run: Path) -> None:
+    """Raises UserError where a run's folder has a numbered folder that is no checkpoint."""
+    strangers = {path.name for path in run.glob("*/") if path.name.isdecimal()}
+    if strangers := strangers.difference(map(str, iterations(run))):
+        raise UserError(
+            f"--out-dir {run} holds {min(strangers)}/, which is no checkpoint; name another"
+        )
 
 
 class SaveFailure(UserError):
@@ -130,14 +141,9 @@ class Saver:
     def __init__(self, run: Path, start: int) -> None:
         """`start` is the iteration that the run goes on from.
 
-        Checkpoints of later ones, which only a damaged run has, are set aside. Raises UserError.
+        Checkpoints of later ones, which only a damaged run has, are set aside.
         """
         held = iterations(run)
-        strangers = {path.name for path in run.glob("*/") if path.name.isdecimal()}
-        if strangers := strangers.difference(map(str, held)):
-            raise UserError(
-                f"--out-dir {run} holds {min(strangers)}/, which is no checkpoint; name another"
-            )
         self._run = run
         self._val_losses: dict[int, float] = {}
         for iteration in held:
@@ -252,14 +258,15 @@ def _disk_errors_raised() -> Iterator[None]:
 
 def delete_run(run: Path) -> None:
     """Deletes a run's checkpoints and logs, and nothing else that lies in its folder."""
+    damaged = [path for path in run.glob("*.damaged") if path.stem.isdecimal()]
     try:
-        for iteration in iterations(run):
-            shutil.rmtree(run / str(iteration))
-        for path in run.glob("*.damaged"):
-            if path.name.removesuffix(".damaged").isdecimal():
-                shutil.rmtree(path)
-        if (run / "logs").is_dir():
-            shutil.rmtree(run / "logs")
+        for path in [*damaged, *(run / str(iteration) for iteration in iterations(run))]:
+            # Under another name first: no numbered folder is ever half deleted.
+            trash = run / f".{path.name.partition('.')[0]}.tmp"
+            path.rename(trash)
+            shutil.rmtree(trash)
+        for path in (run / "logs").glob("events.out.tfevents.*"):
+            path.unlink()
     except OSError as error:
         raise UserError(f"{error.filename} cannot be deleted: {error.strerror}") from error
 
@@ -291,12 +298,12 @@ def _first_whole(run: Path, candidates: list[int]) -> Location:
     )
 
 
-def locate(name: str) -> Location:
+def locate(name: str, *, exact: bool = False) -> Location:
     """The checkpoint of a name: RUN/best, RUN/latest, RUN (its best), or RUN/ITERATION.
 
     All its files are checked against its manifest. Where one is damaged, that is said on stderr
     and the next best one, or the one before the latest, takes its place; one that was asked for
-    by its iteration is refused. Raises UserError where there is none.
+    by its iteration is refused, and with `exact` any. Raises UserError where there is none.
     """
     path = Path(name)
     run, which = path, "best"
@@ -310,8 +317,10 @@ def locate(name: str) -> Location:
             raise UserError(f"{run} holds iterations {', '.join(map(str, held))}, not {which}")
         return _first_whole(run, [int(which)])
     if which == "latest":
-        return latest_whole(run)
-    return _first_whole(run, sorted(held, key=lambda n: (_val_loss(run, n), -n)))
+        candidates = sorted(held, reverse=True)
+    else:
+        candidates = sorted(held, key=lambda n: (_val_loss(run, n), -n))
+    return _first_whole(run, candidates[:1] if exact else candidates)
 
 
 def _val_loss(run: Path, iteration: int) -> float:
@@ -325,7 +334,15 @@ def _val_loss(run: Path, iteration: int) -> float:
 def _unreadable_told(what: Location | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         reason = textwrap.shorten(str(error), 160)
         raise UserError(
             f"the checkpoint {what} cannot be read; try another, or train anew ({reason})"
@@ -337,7 +354,10 @@ def load_meta(location: Location) -> Meta:
     with _unreadable_told(location):
         if location.path.is_symlink():
             raise OSError(f"{location} is a link")
-        return _checked(parse_json(read_regular(location.path / "meta.json")))
+        meta = _checked(parse_json(read_regular(location.path / "meta.json")))
+        if meta.iteration != location.iteration:
+            raise ValueError(f"it is of iteration {meta.iteration}")
+        return meta
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -362,6 +382,9 @@ def _checked(value: Any) -> Meta:
     for name, kinds in _KINDS.items():
         if not isinstance(value[name], kinds):
             raise ValueError(f"its {name} is {value[name]!r}")
+    for name in ("tokenizer_sha256", "train_sha256", "val_sha256"):
+        if not re.fullmatch("[0-9a-f]{64}", value[name]):
+            raise ValueError(f"its {name} is no SHA-256")
     for score in (value["scores"] or {"all": {"loss": 0.0}}).values():
         if not all(isinstance(figure, float | int) for figure in score.values()):
             raise ValueError("its scores are no numbers")
@@ -390,6 +413,8 @@ def load_tokenizer_copy(location: Location, meta: Meta) -> Tokenizer:
     tokenizer = parse_tokenizer(content, f"the tokenizer of {location}")
     if fingerprint(tokenizer) != meta.tokenizer_sha256:
         raise UserError(f"the tokenizer of {location} is not the one it was saved with")
+    if tokenizer.get_vocab_size() != meta.model_config.vocab_size:
+        raise UserError(f"the tokenizer of {location} has another vocabulary than its model")
     return tokenizer
 
 

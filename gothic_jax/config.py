@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     # Checkpoints besides: a killed run loses no more than what came after its last one.
     config.save_interval = 0  # iterations between two; 0: only the evaluations'
     config.save_minutes = 10.0  # minutes between two at most; 0: not by the clock
-    config.max_skipped = 10  # stop after so many iterations in a row that were not finite
+    config.max_skipped = 10  # so many iterations in a row may be not finite; one more stops
     config.patience = 0  # stop after so many evaluations without a better one; 0: never
     config.sample_tokens = 100  # length of TensorBoard's sample of each voice
     config.log_interval = 10  # iterations between two points in TensorBoard, two plain lines

@@ -240,7 +240,8 @@ def describe_seal(location: Location) -> Iterator[str]:
     yield f"tokenizer    {meta.tokenizer_sha256}"
     for name, digest in (("train_file", meta.train_sha256), ("val_file", meta.val_sha256)):
         path = find_text(meta.config[name], Path(meta.config["data_dir"]))
-        if not path.exists():
+        # The settings may be a stranger's: no pipe and no device is read for them.
+        if not path.is_file():
             found = f"{path} is not here"
         elif sha256(read_text(path).encode()) == digest:
             found = f"{path} is this text"
@@ -278,7 +279,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     device = select_device(arguments.device)
 
-    location = locate(arguments.checkpoint)
+    location = locate(arguments.checkpoint, exact=arguments.verify)
     if arguments.verify:
         for line in describe_seal(location):
             print(line)

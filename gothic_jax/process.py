@@ -91,10 +91,11 @@ class StopSignal:
 def exclusive(folder: Path) -> Iterator[None]:
     """Holds a run's folder, which is made if need be, against other trainers.
 
-    The lock is the kernel's: it ends with the process, however that ends. A folder in which
+    The lock is the kernel's: it ends with the process, however that ends. A new folder in which
     nothing was written is gone afterwards. Raises UserError where another process holds it, by
     PID, or where it cannot be written.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(folder)
@@ -103,9 +104,10 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # the folder may be gone, or another's by now
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
         os.close(descriptor)
 
 

@@ -84,7 +84,7 @@ def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
         if len(content) > MAX_TRUSTED:
             raise ValueError(f"it is longer than {MAX_TRUSTED:,} bytes")
         return _build(parse_json(content))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
             f"{source} is no tokenizer that serves here ({textwrap.shorten(reason, 200)});"

@@ -226,11 +226,11 @@ class Run:
             say(how)
             # From here on there is something to save.
             stop = stack.enter_context(StopSignal().watched())
-            if not self.meta.iteration:
-                # An old run, if there is one, goes now that the new one is sure to begin.
+            if not self.meta.iteration and checkpoint.iterations(out_dir):
+                # The old run goes now that the new one is sure to begin.
                 checkpoint.delete_run(out_dir)
             saver = Saver(out_dir, start=self.meta.iteration)
-            stack.callback(saver.close)
+            stack.push(partial(_close, saver))
             bytes_per_token = np.mean(
                 np.array([len(token) for token in token_bytes(self.tokenizer)])[
                     self.train_text.tokens
@@ -250,8 +250,9 @@ class Run:
             finished = Loop(self, step, tracker, saver, stop).go()
             saver.close()
             tracker.stop_bar()
-            for line in self._summary(tracker, time.perf_counter() - begin):
-                tracker.say(line)
+            if finished or stop.received is None:
+                for line in self._summary(tracker, time.perf_counter() - begin):
+                    tracker.say(line)
         if finished or stop.received is None:
             return 0
         return 128 + stop.received
@@ -272,6 +273,16 @@ class Run:
             f" peak memory {memory_peak(self.device) / 2**20:,.0f} MiB"
         )
         yield f"talk to it: gothic-chat --checkpoint {run}/best --interactive"
+
+
+def _close(saver: Saver, kind: type[BaseException] | None, *_: object) -> None:
+    """Closes the saver; where something else went wrong before, that is what is told."""
+    try:
+        saver.close()
+    except SaveFailure as failure:
+        if kind is None:
+            raise
+        print(f"warning: {failure}", file=sys.stderr)
 
 
 class Loop:
@@ -375,7 +386,7 @@ class Loop:
         return None
 
     def _leave(self, end: str) -> bool:
-        # Raises SaveFailure if there is nothing to come back to.
+        # Raises SaveFailure if this last one is not to be had.
         self._saver.wait()
         if end != "finished":
             self._tracker.say(end)
@@ -453,6 +464,7 @@ def prepare(config: ConfigDict, arguments: argparse.Namespace, overrides: Sequen
     `overrides` make; a checkpoint to start from may bring settings of its own.
     """
     checkpoint.tidy(Path(config.out_dir))
+    checkpoint.refuse_strangers(Path(config.out_dir))
     held = checkpoint.iterations(Path(config.out_dir))
     start = None
     if arguments.resume:
@@ -486,6 +498,12 @@ def prepare(config: ConfigDict, arguments: argparse.Namespace, overrides: Sequen
         )
     with out_of_memory_told(MEMORY_CURE):
         run = Run(config, tokenizer, start=start, resume=arguments.resume)
+    since_best = run.meta.evaluations_since_best
+    if config.patience and since_best >= config.patience and not run.evaluation_pending:
+        raise UserError(
+            f"{start} has ended: validation has not improved for {since_best} evaluations; give a"
+            " larger --config.patience"
+        )
     if run.meta.iteration >= config.max_iters and not run.evaluation_pending:
         raise UserError(
             f"{start} has done its {config.max_iters} iterations; give a larger --max-iters"

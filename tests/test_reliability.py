@@ -29,11 +29,11 @@ def test_a_killed_run_ends_like_one_that_nothing_disturbed(workplace: Workplace)
 def test_a_kill_at_any_rename_or_fsync_of_a_save_is_survived(
     workplace: Workplace, library: Path
 ) -> None:
-    kept(kills.kill_at_every_call(workplace, library, 5), 4)
+    kept(kills.kill_at_every_call(workplace, library, 3), 2)
 
 
 def test_signals_save_and_leave_in_time(workplace: Workplace) -> None:
-    kept(kills.signals(workplace, 6), 6)
+    kept(kills.signals(workplace, 4), 4)
 
 
 def test_two_trainers_do_not_share_a_folder(workplace: Workplace) -> None:
@@ -56,11 +56,11 @@ def test_commands_name_the_damaged_file_and_go_back(workplace: Workplace) -> Non
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(workplace: Workplace, library: Path) -> None:
-    kept(damage.failing_disk(workplace, library, 4), 5)
+    kept(damage.failing_disk(workplace, library, 2), 3)
 
 
 def test_hostile_folders_are_refused(workplace: Workplace) -> None:
-    kept(damage.hostile_folders(workplace, every=3), 6)
+    kept(damage.hostile_folders(workplace, every=4), 5)
 
 
 def test_what_is_not_finite_is_skipped_and_counted(workplace: Workplace) -> None:

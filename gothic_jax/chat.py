@@ -94,10 +94,13 @@ class Writer:
                 break
 
 
-def load_writer(name: str, tokenizer_path: Path | None, device: jax.Device) -> Writer:
+def load_writer(
+    location: checkpoint.Location,
+    meta: checkpoint.Meta,
+    tokenizer_path: Path | None,
+    device: jax.Device,
+) -> Writer:
     """The writer of a checkpoint; raises UserError where checkpoint or tokenizer do not serve."""
-    location = checkpoint.locate(name)
-    meta = checkpoint.load_meta(location)
     config = meta.model_config
     changed = seal.differences(meta.environment, seal.environment(), seal.WRITING)
     if changed:
@@ -292,12 +295,11 @@ def main(argv: Sequence[str]) -> None:
     prompt = arguments.prompt
     if prompt is None and not arguments.interactive:
         prompt = DEFAULT_PROMPT
-    index = None
-    if arguments.novelty:
-        meta = checkpoint.load_meta(checkpoint.locate(arguments.checkpoint))
-        index = novelty.load_for(meta.config, meta.train_sha256)
+    location = checkpoint.locate(arguments.checkpoint)
+    meta = checkpoint.load_meta(location)
+    index = novelty.load_for(meta.config, meta.train_sha256) if arguments.novelty else None
     with out_of_memory_told("lower --num-samples, or write with --device cpu"):
-        writer = load_writer(arguments.checkpoint, arguments.tokenizer, device)
+        writer = load_writer(location, meta, arguments.tokenizer, device)
         # A wrong voice is told before anything is compiled.
         writer.encode(DEFAULT_PROMPT, arguments.voice)
         if prompt is not None:

@@ -37,7 +37,7 @@ from gothic_jax import manifest
 from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig, saved_config
 from gothic_jax.device import refuse_beyond_memory, tree_bytes
-from gothic_jax.files import parse_json, read_regular, sync
+from gothic_jax.files import UNSOUND, parse_json, read_regular, sync
 from gothic_jax.model import Params, abstract_params
 from gothic_jax.tokenizer import fingerprint, load_tokenizer, parse_tokenizer
 
@@ -334,15 +334,7 @@ def _val_loss(run: Path, iteration: int) -> float:
 def _unreadable_told(what: Location | Path) -> Iterator[None]:
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ) as error:
+    except (OSError, *UNSOUND) as error:
         reason = textwrap.shorten(str(error), 160)
         raise UserError(
             f"the checkpoint {what} cannot be read; try another, or train anew ({reason})"
@@ -385,11 +377,10 @@ def _checked(value: Any) -> Meta:
     for name in ("tokenizer_sha256", "train_sha256", "val_sha256"):
         if not re.fullmatch("[0-9a-f]{64}", value[name]):
             raise ValueError(f"its {name} is no SHA-256")
-    for score in (value["scores"] or {"all": {"loss": 0.0}}).values():
-        if not all(isinstance(figure, float | int) for figure in score.values()):
+    if (scores := value["scores"]) is not None:
+        figures = [scores["all"]["loss"], *(f for score in scores.values() for f in score.values())]
+        if not all(isinstance(figure, float | int) for figure in figures):
             raise ValueError("its scores are no numbers")
-    if value["scores"] is not None:
-        value["scores"]["all"]["loss"]  # is there
     if not all(isinstance(fact, str) for fact in value["environment"].values()):
         raise ValueError("its environment is no list of facts")
     return Meta(**value | {"config": saved_config(value["config"]).to_dict()})

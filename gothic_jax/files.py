@@ -13,6 +13,8 @@ from gothic_jax.cli import UserError
 
 MAX_TRUSTED = 2**24
 """Bytes of a file of settings, hashes or tokens that are read before they are looked through."""
+UNSOUND = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+"""What reading a JSON value of whatever origin as if it were sound may raise."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gothic_jax.cli import UserError
-from gothic_jax.files import file_sha256, parse_json, read_regular, sha256, sync
+from gothic_jax.files import UNSOUND, file_sha256, parse_json, read_regular, sha256, sync
 
 NAME = "manifest.json"
 MAX_DEPTH = 8
-UNSOUND = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
-"""What reading a JSON value of whatever origin as if it were sound may raise."""
 
 
 class Damaged(UserError):
@@ -120,12 +118,5 @@ def _read(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
         return seal, {
             name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()
         }
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ) as error:
+    except UNSOUND as error:
         raise Damaged(f"{path} is damaged: {error}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt32
+from jaxtyping import Bool, Int, Int32, UInt32
 from pydivsufsort import divsufsort
 
 from gothic_jax.cli import ArgumentParser, UserError, command
@@ -116,14 +116,11 @@ class Index:
         spans = [self._span(i, int(lengths[i]), int(places[i])) for i in maximal]
         longest = max(spans, key=lambda span: span.words, default=None)
         copied = [span for span in spans if span.words >= COPIED_WORDS]
-        inside = np.zeros(n, bool)
-        for span in copied:
-            inside[span.start : span.start + span.words] = True
         return Novelty(
             words=n,
             longest=longest,
             spans=copied,
-            copied=float(inside.mean()) if n else 0.0,
+            copied=float(_covered(copied, n).mean()) if n else 0.0,
             new_ngrams=[
                 float((lengths[: n - size + 1] < size).mean())
                 for size in range(1, min(MAX_NGRAM, n) + 1)
@@ -156,6 +153,14 @@ class Index:
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
         work = self._works[number]
         return Span(start, words, work["title"], work["voice"], place - work["start"])
+
+
+def _covered(spans: Sequence[Span], words: int) -> Bool[np.ndarray, " n"]:
+    """Which of so many words lie in one of the spans."""
+    inside = np.zeros(words, bool)
+    for span in spans:
+        inside[span.start : span.start + span.words] = True
+    return inside
 
 
 def _titles(path: Path, voices: Sequence[str]) -> list[str]:
@@ -304,9 +309,7 @@ def describe(novelty: Novelty, text: str, baseline: dict[str, Any] | None) -> li
 def highlighted(novelty: Novelty, text: str, on: str, off: str) -> str:
     """The text with `on` and `off` around each run of copied words."""
     found = find_words(text)
-    inside = np.zeros(len(found) + 1, bool)
-    for span in novelty.spans:
-        inside[span.start : span.start + span.words] = True
+    inside = _covered(novelty.spans, len(found) + 1)
     pieces, position = [], 0
     for begin, end in np.flatnonzero(np.diff(np.concatenate([[False], inside]))).reshape(-1, 2):
         first, last = found[begin].start(), found[end - 1].end()

@@ -12,7 +12,7 @@ from jaxtyping import UInt32
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.files import MAX_TRUSTED, parse_json, write_atomically
+from gothic_jax.files import MAX_TRUSTED, UNSOUND, parse_json, write_atomically
 from gothic_jax.texts import (
     END_OF_TEXT,
     MARKER,
@@ -84,7 +84,7 @@ def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
         if len(content) > MAX_TRUSTED:
             raise ValueError(f"it is longer than {MAX_TRUSTED:,} bytes")
         return _build(parse_json(content))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except UNSOUND as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
             f"{source} is no tokenizer that serves here ({textwrap.shorten(reason, 200)});"

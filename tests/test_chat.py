@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from gothic_jax import chat, checkpoint
 from gothic_jax.chat import Settings, Writer, change, converse, load_writer, main
+from gothic_jax.checkpoint import load_meta, locate
 from gothic_jax.cli import UserError
 from gothic_jax.device import select_device
 from gothic_jax.sampler import Sampler, Sampling
@@ -24,7 +25,8 @@ SETTINGS = Settings(Sampling(), max_tokens=20, voice=None, seed=5)
 
 @pytest.fixture(scope="module")
 def writer(trained_once: Workplace) -> Writer:
-    return load_writer(str(trained_once.out_dir), None, select_device("auto"))
+    location = locate(str(trained_once.out_dir))
+    return load_writer(location, load_meta(location), None, select_device("auto"))
 
 
 class Scripted(Sampler):

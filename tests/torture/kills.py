@@ -9,6 +9,7 @@ from pathlib import Path
 from gothic_jax import checkpoint
 from tests.common import Workplace
 from tests.torture.world import (
+    LANES,
     Figure,
     Life,
     curves,
@@ -27,7 +28,6 @@ RUN = {
 }
 DONE = "has done its"
 """What a run says that was killed after its end, and is resumed."""
-KILL_LANES = 2
 
 
 def sigkill(workplace: Workplace, kills: int) -> Figure:
@@ -47,7 +47,7 @@ def sigkill(workplace: Workplace, kills: int) -> Figure:
         wrong: list[str] = []
         done = 0
         chain = 0
-        while done < kills // KILL_LANES + (number < kills % KILL_LANES):
+        while done < kills // LANES + (number < kills % LANES):
             out_dir = workplace.root / f"killed-{number}-{chain}"
             chain += 1
             while True:
@@ -90,7 +90,7 @@ def sigkill(workplace: Workplace, kills: int) -> Figure:
                 wrong.append(f"{out_dir.name}: {left} left behind")
         return wrong
 
-    wrong = in_lanes(lane, KILL_LANES)
+    wrong = in_lanes(lane, LANES)
     return Figure(
         "R1",
         "SIGKILL at a random moment, resume: parameters, optimizer, losses, TensorBoard",
@@ -214,6 +214,8 @@ def signals(workplace: Workplace, count: int) -> Figure:
         if code == code_of and (stopped is None or int(stopped[1]) != latest):
             wrong.append(f"signal {index}: {latest} is the latest checkpoint")
         finished = latest == settings["max_iters"]
+        if code == 0 and not finished:
+            wrong.append(f"signal {index}: code 0 at iteration {latest}")
         if code == -number and not twice and life.done and not finished:
             wrong.append(f"signal {index}: nothing was saved after {life.done} iterations")
         start = ["--resume", "--out-dir", str(out_dir)]

@@ -44,6 +44,8 @@ def not_finite(workplace: Workplace, steps: int, runs: int) -> Figure:
             for old, now in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True)
             if jnp.issubdtype(now.dtype, jnp.floating)
         )
+        if finite and not np.isfinite(value):
+            wrong.append(f"step {trial}: {value} went unnoticed")
         if not finite and changed:
             wrong.append(f"step {trial}: {value} changed the state")
 

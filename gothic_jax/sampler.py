@@ -19,6 +19,8 @@ PREFILL_CHUNK = 64
 """Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
 PREFILL_ROWS = 512
 """Tokens of all streams in such a call: many streams take shorter chunks, and less padding."""
+CACHE_POSITIONS = 1024
+"""Positions of all streams in the shortest caches: attention reads whole caches."""
 DECODE_CHUNK = 16
 """Tokens written a call: few enough to read along, enough to hide the calls' own cost."""
 
@@ -146,18 +148,21 @@ class Sampler:
         (recent, token), tokens = jax.lax.scan(step, (nothing, token), jnp.arange(DECODE_CHUNK))
         return _write(caches, recent, start), token, tokens.T
 
-    def _cache_length(self, past: int) -> int:
+    def _cache_length(self, past: int, batch: int) -> int:
         """The least of 128, 256, 512, ... or the block that holds the past, and a chunk more.
 
         Attention reads the whole cache. Each length is a program of its own, so that there are
-        few, and what short texts need is all that they compile.
+        few, and what short texts need is all that they compile. Many streams, whose caches take
+        longer to read than a program to compile, begin with 64 or 32.
         """
         block = -(-self.config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
-        return min(max(128, 1 << (max(past, 1) - 1).bit_length()), block) + DECODE_CHUNK
+        shortest = _halved(128, batch, CACHE_POSITIONS, least=32)
+        return min(max(shortest, 1 << (max(past, 1) - 1).bit_length()), block) + DECODE_CHUNK
 
     def _grown(self, caches: list[KVCache], past: int) -> list[KVCache]:
         """The caches, longer if they have no room for a chunk after `past` positions."""
-        more = self._cache_length(past) - caches[0].keys.shape[2]
+        batch, _, length, _ = caches[0].keys.shape
+        more = self._cache_length(past, batch) - length
         if more <= 0:
             return caches
         padding = ((0, 0), (0, 0), (0, more), (0, 0))
@@ -236,10 +241,8 @@ class Sampler:
     ) -> tuple[list[KVCache], int]:
         """Caches that hold all of the context but its last token, and how many that are."""
         batch, length = context.shape
-        caches = self._empty_caches(batch, self._cache_length(length - 1))
-        size = PREFILL_CHUNK
-        while size > 8 and batch * size > PREFILL_ROWS:
-            size //= 2
+        caches = self._empty_caches(batch, self._cache_length(length - 1, batch))
+        size = _halved(PREFILL_CHUNK, batch, PREFILL_ROWS, least=8)
         padded = -(-(length - 1) // size) * size
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
@@ -256,6 +259,13 @@ def keep_window(
     if tokens.shape[1] <= length:
         return tokens
     return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
+
+
+def _halved(length: int, batch: int, limit: int, *, least: int) -> int:
+    """`length`, halved until `batch` of them stay within the limit, or it is the least."""
+    while length > least and batch * length > limit:
+        length //= 2
+    return length
 
 
 def _cache_dtype(dtype: Any) -> Any:

@@ -1,20 +1,25 @@
 """What surrounds the step: batches, checkpoints, and the start of gothic-train."""
 
 import dataclasses
+import itertools
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
+import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks.cases import Model, Train
-from benchmarks.gothic import settings
+from benchmarks.gothic import prepare, settings
 from gothic_jax import checkpoint, seal, tokenizer
 from gothic_jax.config import model_config
 from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
@@ -43,7 +48,7 @@ def measure(device: str, train: Train) -> list[Figure]:
             raise RuntimeError("gothic-tokenize failed")
         return [
             ("batches from Grain", _batches_per_second(vocabulary, train), "batches/s"),
-            *_checkpoints(work / "run", vocabulary, train),
+            *_checkpoints(device, work / "run", vocabulary, train),
             *_starts(device, work, vocabulary, train),
         ]
 
@@ -65,11 +70,13 @@ def _batches_per_second(vocabulary: Path, train: Train, count: int = 300) -> flo
     return count / (time.perf_counter() - started)
 
 
-def _checkpoints(run: Path, vocabulary: Path, train: Train, rounds: int = 5) -> list[Figure]:
+def _checkpoints(
+    device: str, run: Path, vocabulary: Path, train: Train, rounds: int = 10
+) -> list[Figure]:
     config = settings(train)
     shape = model_config(config)
     params = init_params(shape, 0)
-    optimizer = init_optimizer(make_optimizer(config), params)
+    optimizer = _trained(init_optimizer(make_optimizer(config), params))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
     words = tokenizer.load_tokenizer(vocabulary)
     meta = checkpoint.Meta(
@@ -83,23 +90,41 @@ def _checkpoints(run: Path, vocabulary: Path, train: Train, rounds: int = 5) -> 
     run.mkdir()
     saver = checkpoint.Saver(run, start=0)
     waits: list[float] = []
-    saves: dict[str, list[float]] = {"with": [], "without": []}
+    numbers = itertools.count(1)
+
+    def save(hashes: bool) -> None:
+        """Starts a save; without hashes the manifest is written all the same."""
+        hashing.side_effect = None if hashes else (lambda _: "")
+        started = time.perf_counter()
+        saver.save(params, optimizer, dataclasses.replace(meta, iteration=next(numbers)), words)
+        waits.append(time.perf_counter() - started)
+
+    def orbax_alone() -> None:
+        tree = {"params": params, "optimizer": optimizer}
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+            orbax.save(run.resolve() / "orbax", tree, force=True)
+
     with mock.patch("gothic_jax.manifest.file_sha256", wraps=file_sha256) as hashing:
-        for number in range(2 * rounds):
-            kind = "without" if number % 2 else "with"
-            hashing.side_effect = (lambda _: "") if kind == "without" else None
-            numbered = dataclasses.replace(meta, iteration=number + 1)
-            started = time.perf_counter()
-            saver.save(params, optimizer, numbered, words)
-            blocked = time.perf_counter() - started
-            saver.wait()
-            saves[kind].append(time.perf_counter() - started)
-            if kind == "with":
-                waits.append(blocked)
-            time.sleep(0.5)
-    # Only these have hashes to be checked.
-    saver.save(params, optimizer, dataclasses.replace(meta, iteration=2 * rounds + 1), words)
-    saver.close()
+        until_on_disk = _in_turns(
+            {
+                "with hashes": lambda: (save(hashes=True), saver.wait()),
+                "without hashes": lambda: (save(hashes=False), saver.wait()),
+                "Orbax alone": orbax_alone,
+            },
+            rounds,
+        )
+        # What a run feels that saves as often as it can: the iterations that go on beside it.
+        step = prepare(train, device=device)
+        while_training = _in_turns(
+            {
+                "with hashes": lambda: (save(hashes=True), step.run(), saver.wait()),
+                "without hashes": lambda: (save(hashes=False), step.run(), saver.wait()),
+                "no save": step.run,
+            },
+            rounds,
+        )
+        save(hashes=True)
+        saver.close()
     sharding = SingleDeviceSharding(jax.devices()[0])
     started = time.perf_counter()
     where = checkpoint.locate(f"{run}/latest")
@@ -113,11 +138,37 @@ def _checkpoints(run: Path, vocabulary: Path, train: Train, rounds: int = 5) -> 
     return [
         ("checkpoint", size / 2**20, "MiB"),
         ("save: the run waits", statistics.median(waits), "s"),
-        ("save: on disk after", statistics.median(saves["with"]), "s"),
-        ("the same, without hashes", statistics.median(saves["without"]), "s"),
+        *((f"save: on disk after, {kind}", value, "s") for kind, value in until_on_disk.items()),
+        *(
+            (f"{train.iterations} iterations, {kind}", value, "s")
+            for kind, value in while_training.items()
+        ),
         ("check before a restore", verified, "s"),
         ("restore", time.perf_counter() - started, "s"),
     ]
+
+
+def _in_turns(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The median of each task's seconds, from so many turns in mixed order."""
+    order = [*tasks] * rounds
+    random.Random(0).shuffle(order)
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for name in order:
+        time.sleep(0.5)
+        started = time.perf_counter()
+        tasks[name]()
+        seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _trained(state: Any) -> Any:
+    """An optimizer's state without its zeros, which would take no room on the disk."""
+    leaves, structure = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return structure.unflatten(
+        leaf if leaf.ndim == 0 else 1e-4 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for key, leaf in zip(keys, leaves, strict=True)
+    )
 
 
 def _starts(device: str, work: Path, vocabulary: Path, train: Train) -> list[Figure]:
@@ -155,5 +206,5 @@ def _seconds_to_first_iteration(
 
 
 def default_case(model: Model, *, on_gpu: bool) -> Train:
-    """The iteration that a pipeline must keep up with."""
-    return Train(model, 16, 4, "bfloat16", 1) if on_gpu else Train(model, 4, 1, "bfloat16", 1)
+    """The iterations that a pipeline must keep up with, and that go on beside a save."""
+    return Train(model, 16, 4, "bfloat16", 20) if on_gpu else Train(model, 4, 1, "bfloat16", 5)

@@ -194,18 +194,19 @@ class Saver:
         folder = self._run / f".{meta.iteration}.tmp"
         final = self._run / str(meta.iteration)
         try:
-            with _disk_errors_raised(), ThreadPoolExecutor(1) as hasher:
+            with _disk_errors_raised(), ThreadPoolExecutor(manifest.HASHERS) as hashers:
                 folder.mkdir()
-                hashed = []
-                for name, tree in arrays.items():
-                    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
-                        target = folder.resolve() / name
-                        orbax.save(target, args=ocp.args.StandardSave(tree))
-                    hashed.append(hasher.submit(manifest.entries, folder, f"{name}/"))
+                hashed: manifest.Entries = {}
+                # Trained numbers are noise: to compress them takes longer than to write them.
+                handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+                with ocp.Checkpointer(handler) as orbax:
+                    for name, tree in arrays.items():
+                        orbax.save(folder.resolve() / name, args=ocp.args.PyTreeSave(tree))
+                        hashed |= manifest.entries(folder, f"{name}/", hashers)
                 (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
                 content = json.dumps(dataclasses.asdict(meta), indent=1)
                 (folder / "meta.json").write_text(content)
-                manifest.write(folder, hashed)
+                manifest.write(folder, hashed, hashers)
                 _replace(folder, final)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,8 +6,8 @@ It says that the files are those that were written, not who wrote them.
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,31 @@ class Damaged(UserError):
     """A folder is not as it was written; the message names the file."""
 
 
-Entries = dict[str, dict[str, Any]]
-"""What the manifest has on each file: `bytes` and `sha256`, by its path from the folder on."""
+Entries = dict[str, Future[dict[str, Any]]]
+"""What the manifest is to have on each file: `bytes` and `sha256`, by its path from the folder
+on."""
+HASHERS = 2
+"""Threads that take hashes: on two cores they take half as long as one."""
 
 
-def entries(folder: Path, inside: str) -> Entries:
+def entries(folder: Path, inside: str, pool: Executor) -> Entries:
     """What the manifest of `folder` is to have on the files below `inside`, as "params/"."""
-    return _entries(folder, _files(folder, inside))
+    return {name: pool.submit(_entry, folder / name) for name in _files(folder, inside)}
 
 
-def _entries(folder: Path, names: Iterable[str]) -> Entries:
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in names
-    }
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def write(folder: Path, known: Iterable[Future[Entries]] = ()) -> None:
+def write(folder: Path, known: Entries, pool: Executor) -> None:
     """Puts all files and folders in `folder` on the disk, and last a manifest of them.
 
-    `known` are entries that others have at work; the rest is taken here, while the disk is busy.
-    Raises OSError.
+    `known` are entries that `pool` has at work already. Raises OSError.
     """
-    with ThreadPoolExecutor(1) as disk:
-        synced = disk.map(sync, [folder / name for name in _files(folder)])
-        listed: Entries = {}
-        for part in known:
-            listed |= part.result()
-        listed |= _entries(folder, [name for name in _files(folder) if name not in listed])
-        list(synced)  # raises what went wrong
+    names = [*_files(folder)]
+    pending = {name: known.get(name) or pool.submit(_entry, folder / name) for name in names}
+    list(pool.map(sync, [folder / name for name in names]))  # raises what went wrong
+    listed = {name: entry.result() for name, entry in pending.items()}
     content = json.dumps({"sha256": _digest(listed), "files": listed}, indent=1) + "\n"
     with (folder / NAME).open("w") as file:
         file.write(content)
@@ -77,12 +73,16 @@ def verify(folder: Path) -> str:
                 raise Damaged(f"{folder}/{name} is not in the manifest")
             if name not in names:
                 raise Damaged(f"{folder}/{name} is missing")
-            size, digest = listed[name]
             there = (folder / name).stat().st_size
-            if there != size:
-                raise Damaged(f"{folder}/{name} is damaged: {there} bytes instead of {size}")
-            if file_sha256(folder / name) != digest:
-                raise Damaged(f"{folder}/{name} is damaged: its SHA-256 is not the manifest's")
+            if there != listed[name][0]:
+                raise Damaged(
+                    f"{folder}/{name} is damaged: {there} bytes instead of {listed[name][0]}"
+                )
+        with ThreadPoolExecutor(HASHERS) as pool:
+            digests = pool.map(file_sha256, [folder / name for name in listed])
+            for (name, (_, expected)), digest in zip(listed.items(), digests, strict=True):
+                if digest != expected:
+                    raise Damaged(f"{folder}/{name} is damaged: its SHA-256 is not the manifest's")
     except OSError as error:
         raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     return seal

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -347,7 +348,8 @@ def hostile_folders(workplace: Workplace, every: int) -> Figure:
         prepare(step)
         if sealed:
             (step / manifest.NAME).unlink()
-            manifest.write(step)
+            with ThreadPoolExecutor(1) as pool:
+                manifest.write(step, {}, pool)
         opened = secret.stat().st_atime_ns
         started = time.monotonic()
         command = ["--max-tokens", "4", "--seed", "1", "--checkpoint", str(run)]

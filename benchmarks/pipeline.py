@@ -99,6 +99,11 @@ def _checkpoints(
         saver.save(params, optimizer, dataclasses.replace(meta, iteration=next(numbers)), words)
         waits.append(time.perf_counter() - started)
 
+    def saved(hashes: bool, beside: Callable[[], Any] = lambda: None) -> None:
+        save(hashes)
+        beside()
+        saver.wait()
+
     def orbax_alone() -> None:
         tree = {"params": params, "optimizer": optimizer}
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
@@ -107,8 +112,8 @@ def _checkpoints(
     with mock.patch("gothic_jax.manifest.file_sha256", wraps=file_sha256) as hashing:
         until_on_disk = _in_turns(
             {
-                "with hashes": lambda: (save(hashes=True), saver.wait()),
-                "without hashes": lambda: (save(hashes=False), saver.wait()),
+                "with hashes": lambda: saved(True),
+                "without hashes": lambda: saved(False),
                 "Orbax alone": orbax_alone,
             },
             rounds,
@@ -117,13 +122,13 @@ def _checkpoints(
         step = prepare(train, device=device)
         while_training = _in_turns(
             {
-                "with hashes": lambda: (save(hashes=True), step.run(), saver.wait()),
-                "without hashes": lambda: (save(hashes=False), step.run(), saver.wait()),
+                "with hashes": lambda: saved(True, step.run),
+                "without hashes": lambda: saved(False, step.run),
                 "no save": step.run,
             },
             rounds,
         )
-        save(hashes=True)
+        save(True)
         saver.close()
     sharding = SingleDeviceSharding(jax.devices()[0])
     started = time.perf_counter()
@@ -165,10 +170,11 @@ def _trained(state: Any) -> Any:
     """An optimizer's state without its zeros, which would take no room on the disk."""
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    return structure.unflatten(
+    noise = [
         leaf if leaf.ndim == 0 else 1e-4 * jax.random.normal(key, leaf.shape, leaf.dtype)
         for key, leaf in zip(keys, leaves, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(structure, noise)
 
 
 def _starts(device: str, work: Path, vocabulary: Path, train: Train) -> list[Figure]:

@@ -18,6 +18,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,12 +68,13 @@ class Worker:
     """A system that holds one case, in its own process."""
 
     def __init__(self, entry: Entry, device: str) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             cwd=Path(__file__).resolve().parent.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
         )
         order = {
@@ -84,8 +86,11 @@ class Worker:
         self.facts = self._ask(json.dumps(order))
 
     def run(self) -> dict[str, float]:
-        """One repetition; seconds by name."""
-        return self._ask("run")
+        """One repetition; seconds by name. Raises RuntimeError where the process ends over it."""
+        seconds = self._ask("run")
+        if "unable" in seconds:
+            raise RuntimeError(seconds["unable"])
+        return seconds
 
     def close(self) -> None:
         """Ends the process."""
@@ -94,6 +99,7 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+        self._errors.close()
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -102,7 +108,10 @@ class Worker:
         self._process.stdin.flush()
         if answer := self._process.stdout.readline():
             return json.loads(answer)
-        return {"unable": f"its process ended with code {self._process.wait()}"}
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or [""])[-1]
+        return {"unable": f"its process ended with code {code}: {last}"}
 
 
 def compare(title: str, entries: Sequence[Entry], device: str, rounds: int) -> list[Row]:

@@ -1,25 +1,34 @@
 """gothic-chat: writes on from a prompt, once or in a conversation."""
 
+import argparse
 import codecs
 import readline  # noqa: F401  (gives input() line editing and history)
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from gothic_jax import checkpoint, novelty, seal
+from gothic_jax import checkpoint, manifest, novelty, receipts, seal, style
+from gothic_jax.attention import choose
+from gothic_jax.blend import Blend, complete
+from gothic_jax.blend import describe as describe_blend
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
-from gothic_jax.model import Params
-from gothic_jax.sampler import Sampler, Sampling, keep_window
-from gothic_jax.tokenizer import encode, end_of_text_id, token_bytes, voices
+from gothic_jax.model import Params, graph
+from gothic_jax.receipts import Receipt
+from gothic_jax.sampler import Sampler, Sampling
+from gothic_jax.scoring import LossFunction, loss_function
+from gothic_jax.texts import ANY, parse_weights
+from gothic_jax.tokenizer import any_voice_id, encode, end_of_text_id, token_bytes, voices
 
 DEFAULT_PROMPT = "In the shadow of"
 MAX_SEED = 2**32
@@ -30,7 +39,8 @@ class Settings(NamedTuple):
 
     sampling: Sampling
     max_tokens: int
-    voice: str | None
+    blend: Blend
+    """The voices and their weights; empty: no voice in particular."""
     seed: int | None
     """None: a new one for each reply."""
 
@@ -38,11 +48,15 @@ class Settings(NamedTuple):
 class Writer:
     """A checkpoint that writes text: tokenizer, parameters and sampler together."""
 
-    def __init__(self, params: Params, sampler: Sampler, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, params: Params, sampler: Sampler, tokenizer: Tokenizer, losses: LossFunction
+    ) -> None:
         self.tokenizer = tokenizer
         self.voices = voices(tokenizer)
+        self._openers = self.voices | {ANY: any_voice_id(tokenizer)}
         self._params = params
         self._sampler = sampler
+        self._losses = losses
         self._end = end_of_text_id(tokenizer)
         self._bytes = token_bytes(tokenizer)
 
@@ -51,20 +65,20 @@ class Writer:
         """The longest context, in tokens."""
         return self._sampler.config.block_size
 
-    def encode(self, prompt: str, voice: str | None) -> Int[np.ndarray, " time"]:
-        """The prompt's tokens after the voice's opener; raises UserError where that is empty."""
+    @cached_property
+    def meter(self) -> style.Meter:
+        """What tells the style of a text. Raises UserError for a model of fewer than two voices."""
+        return style.Meter(self._losses, self._params, self.tokenizer, self.voices, self.block_size)
+
+    def encode(self, prompt: str) -> Int[np.ndarray, " time"]:
+        """The prompt's tokens; raises UserError where it is empty."""
         if not prompt.strip():
             raise UserError("the prompt is empty; give some words to go on from")
-        if voice is not None and voice not in self.voices:
-            known = ", ".join(self.voices) or "none"
-            raise UserError(f"there is no voice {voice!r}; this model's voices: {known}")
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise UserError("the prompt is not valid Unicode; leave out lone surrogates") from error
-        ids = encode(self.tokenizer, prompt)
-        opener = self._end if voice is None else self.voices[voice]
-        return np.array([opener, *ids], np.int32)
+        return encode(self.tokenizer, prompt).astype(np.int32)
 
     def write(
         self, prompt: Int[np.ndarray, " time"], settings: Settings, samples: int, seed: int
@@ -73,14 +87,18 @@ class Writer:
 
         Bytes are held back until their character is whole; bytes that make none are left out.
         """
+        weights = complete(settings.blend, self.voices)
+        openers = np.array([[self._openers[voice]] for voice in weights], np.int32)
+        rows = np.concatenate([openers, np.tile(prompt, (len(weights), 1))], axis=1)
         decoders = [codecs.getincrementaldecoder("utf-8")("ignore") for _ in range(samples)]
         ended = [False] * samples
         chunks = self._sampler.stream(
             self._params,
-            np.tile(prompt, (samples, 1)),
+            np.tile(rows, (samples, 1)),
             max_tokens=settings.max_tokens,
             sampling=settings.sampling,
             seed=seed,
+            weights=[*weights.values()],
         )
         for chunk in chunks:
             texts = [""] * samples
@@ -114,59 +132,178 @@ def load_writer(
     else:
         tokenizer = checkpoint.load_same_tokenizer(tokenizer_path, location, meta)
     params = checkpoint.load_params(location, config, SingleDeviceSharding(device))
-    return Writer(params, Sampler(config), tokenizer)
+    dtype = jnp.dtype(meta.config["compute_dtype"])
+    attention, _ = choose(device, config.n_embd // config.n_head, dtype)
+    losses = loss_function(graph(config, dtype), attention)
+    return Writer(params, Sampler(config), tokenizer, losses)
 
 
-def _new_seed(settings: Settings) -> int:
-    return secrets.randbelow(MAX_SEED) if settings.seed is None else settings.seed
+class Chat:
+    """Replies to prompts, shown as a person has asked to see them, with a receipt of each."""
 
-
-def reply(
-    writer: Writer,
-    prompt: str,
-    settings: Settings,
-    samples: int,
-    seed: int,
-    index: novelty.Loaded | None = None,
-) -> None:
-    """Prints the prompt and what follows it, one sample as it is written, several when done.
-
-    With an index each sample is shown when it is done, what it copied highlighted, and its figures.
-    """
-    ids = writer.encode(prompt, settings.voice)
-    if len(ids) > writer.block_size:
-        kept = keep_window(ids[None], writer.block_size)[0]
-        print(
-            f"the prompt has {len(ids) - 1} tokens; the model reads the last {len(kept) - 1}",
-            file=sys.stderr,
+    def __init__(
+        self,
+        writer: Writer,
+        location: checkpoint.Location,
+        *,
+        samples: int = 1,
+        best_of: bool = False,
+        index: novelty.Loaded | None = None,
+    ) -> None:
+        """Of a reply's `samples` all are shown, or only the best. With an index each is shown
+        when it is done, with what it copied highlighted and its figures."""
+        if best_of and index is None:
+            raise ValueError("the best is told by the index")
+        self.writer = writer
+        self._location = location
+        self._samples = samples
+        self._best_of = best_of
+        self._index = index
+        self._facts: tuple[str, dict[str, str]] | None = (
+            manifest.seal(location.path),
+            seal.environment(),
         )
-    print(f"seed {seed}", file=sys.stderr)
-    pieces = writer.write(ids, settings, samples, seed)
-    if samples == 1 and index is None:
+        self._last: tuple[str, str] | None = None
+
+    def reply(self, prompt: str, settings: Settings) -> None:
+        """Prints the prompt and what follows it, a single sample as it is written."""
+        ids = self.writer.encode(prompt)
+        complete(settings.blend, self.writer.voices)  # a wrong voice is told before all else
+        if len(ids) >= self.writer.block_size:
+            print(
+                f"the prompt has {len(ids)} tokens; the model reads the last"
+                f" {self.writer.block_size - 1}",
+                file=sys.stderr,
+            )
+        seed = secrets.randbelow(MAX_SEED) if settings.seed is None else settings.seed
+        print(f"seed {seed}", file=sys.stderr)
+        pieces = self.writer.write(ids, settings, self._samples, seed)
+        if self._samples == 1 and self._index is None:
+            texts = [self._stream(prompt, pieces)]
+            shown = [0]
+        else:
+            texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+            shown = [*range(len(texts))]
+            if self._best_of:
+                shown = self._ranked(prompt, texts, settings.blend)[:1]
+            for number in shown:
+                self._show(prompt, texts[number], number)
+        self._last = prompt, texts[shown[-1]]
+        self._write_receipts(prompt, settings, seed, {n: texts[n] for n in shown})
+
+    def _stream(self, prompt: str, pieces: Iterator[list[str]]) -> str:
+        written = []
         print(prompt, end="", flush=True)
         for (text,) in pieces:
+            written.append(text)
             print(text, end="", flush=True)
         print()
-        return
-    texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
-    for number, text in enumerate(texts, start=1):
-        if samples > 1:
-            print(f"--- {number} of {samples} ---")
-        if index is None:
+        return "".join(written)
+
+    def _show(self, prompt: str, text: str, number: int) -> None:
+        if self._samples > 1:
+            print(f"--- {number + 1} of {self._samples} ---")
+        if self._index is None:
             print(f"{prompt}{text}")
-            continue
+            return
         # What the person wrote is no work of the model.
-        measured = index.words.measure(text)
+        measured = self._index.words.measure(text)
         on, off = ("\x1b[7m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
         print(prompt + novelty.highlighted(measured, text, on, off))
-        for line in novelty.describe(measured, text, index.baseline):
+        for line in novelty.describe(measured, text, self._index.baseline):
             print(f"    {line}")
+
+    def _ranked(self, prompt: str, texts: list[str], blend: Blend) -> list[int]:
+        """The samples from the best on, told in a table: least copied, then nearest in style."""
+        assert self._index is not None
+        measured = [self._index.words.measure(text) for text in texts]
+        has_style = len(self.writer.voices) > 1
+        towards = [
+            self.writer.meter.whole(text, prompt).towards(blend)
+            if has_style and text.strip()
+            else 0.0
+            for text in texts
+        ]
+
+        def key(number: int) -> tuple[float, ...]:
+            # A text that ended before it began copies nothing, and is the last one wanted.
+            return measured[number].words == 0, measured[number].copied, -towards[number]
+
+        order = sorted(range(len(texts)), key=key)
+        print("  sample  words  copied  longest span  style")
+        for number in order:
+            longest = measured[number].longest
+            print(
+                f"{number + 1:>8}{measured[number].words:>7}{measured[number].copied:>8.1%}"
+                f"{0 if longest is None else longest.words:>14}{towards[number]:>+7.2f}"
+            )
+        return order
+
+    def show_style(self) -> None:
+        """Prints, for each sentence of the last reply, which voice it leans to."""
+        if self._last is None:
+            raise UserError("nothing has been written yet whose style could be told")
+        prompt, text = self._last
+        print(style.table(self.writer.meter.sentences(text, prompt)))
+
+    def _write_receipts(
+        self, prompt: str, settings: Settings, seed: int, shown: dict[int, str]
+    ) -> None:
+        if self._facts is None:
+            return
+        checkpoint_seal, environment = self._facts
+        written = [
+            Receipt(
+                text=text,
+                prompt=prompt,
+                blend=dict(settings.blend),
+                sampling=settings.sampling,
+                max_tokens=settings.max_tokens,
+                seed=seed,
+                sample=number + 1,
+                samples=self._samples,
+                iteration=self._location.iteration,
+                seal=checkpoint_seal,
+                environment=environment,
+            )
+            for number, text in shown.items()
+        ]
+        try:
+            receipts.append(self._location.run, written)
+        except UserError as error:
+            self._facts = None
+            print(f"warning: no receipts are kept: {error}", file=sys.stderr)
+
+
+def replay(writer: Writer, location: checkpoint.Location, receipt: Receipt) -> int:
+    """Writes a receipt's sample once more; 0 if it is the same text, 1 if not."""
+    settings = Settings(receipt.sampling, receipt.max_tokens, receipt.blend, receipt.seed)
+    check(settings)
+    ids = writer.encode(receipt.prompt)
+    pieces = writer.write(ids, settings, receipt.samples, receipt.seed)
+    text = "".join(parts[receipt.sample - 1] for parts in pieces)
+    print(receipt.prompt + text)
+    differing = receipt.differences(location)
+    if text == receipt.text:
+        print("the same text as in the receipt", file=sys.stderr)
+        return 0
+    print(
+        "not the text of the receipt: "
+        + (
+            f"{'; '.join(differing)}"
+            if differing
+            else "yet nothing differs that the receipt knows of; was it changed?"
+        ),
+        file=sys.stderr,
+    )
+    return 1
 
 
 HELP = """Type the beginning of a text; the model goes on. Ctrl-C stops a reply.
 /temp X    temperature, 0 for the likeliest words only    /topk N   0 turns it off
 /topp X    in (0, 1]                                      /max N    tokens in a reply
 /voice V   a voice, or none                               /seed N   or random
+/blend B   of voices, as wilde=0.3,lovecraft=0.7          /style    of the last reply
 /retry     the last beginning once more                   /help     /quit"""
 
 
@@ -186,15 +323,17 @@ def change(settings: Settings, name: str, value: str, writer: Writer) -> Setting
             case "seed":
                 settings = settings._replace(seed=None if value == "random" else int(value))
             case "voice":
-                voice = None if value == "none" else value
-                writer.encode("-", voice)
-                settings = settings._replace(voice=voice)
+                blend = {} if value == "none" else {value: 1.0}
+                settings = settings._replace(blend=blend)
+            case "blend":
+                settings = settings._replace(blend=parse_weights(value, name="/blend"))
             case _:
                 raise UserError(f"unknown command /{name}; /help lists them")
     except ValueError as error:
         raise UserError(f"/{name} needs a number, not {value!r}") from error
     settings = settings._replace(sampling=sampling)
     check(settings)
+    complete(settings.blend, writer.voices)
     return settings
 
 
@@ -211,20 +350,15 @@ def describe(settings: Settings) -> str:
     """The settings in a line."""
     temperature, top_k, top_p = settings.sampling
     return (
-        f"voice {settings.voice or 'none'}, temperature {temperature:g}, top-k {top_k},"
+        f"{describe_blend(settings.blend)}, temperature {temperature:g}, top-k {top_k},"
         f" top-p {top_p:g}, max {settings.max_tokens} tokens,"
         f" seed {'random' if settings.seed is None else settings.seed}"
     )
 
 
-def converse(
-    writer: Writer,
-    settings: Settings,
-    samples: int,
-    read_line: Callable[[str], str],
-    index: novelty.Loaded | None = None,
-) -> None:
+def converse(chat: Chat, settings: Settings, read_line: Callable[[str], str]) -> None:
     """Reads beginnings and commands until /quit or the end of input."""
+    writer = chat.writer
     print(f"voices: {', '.join(writer.voices) or 'none'}\n{describe(settings)}\n{HELP}")
     last: str | None = None
     while True:
@@ -243,6 +377,9 @@ def converse(
                 if name == "help":
                     print(HELP)
                     continue
+                if name == "style":
+                    chat.show_style()
+                    continue
                 if name != "retry":
                     settings = change(settings, name, value.strip(), writer)
                     print(describe(settings))
@@ -253,7 +390,7 @@ def converse(
             if not line.strip():
                 continue
             last = line
-            reply(writer, line, settings, samples, _new_seed(settings), index)
+            chat.reply(line, settings)
         except UserError as error:
             print(error, file=sys.stderr)
         except KeyboardInterrupt:
@@ -261,11 +398,11 @@ def converse(
 
 
 @command("gothic-chat")
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Writes with a checkpoint."""
     defaults = Sampling()
     parser = ArgumentParser(prog="gothic-chat", description="Write with a trained model.")
-    parser.add_argument("--checkpoint", required=True, help="RUN/best, RUN/latest or RUN/ITERATION")
+    parser.add_argument("--checkpoint", help="RUN/best, RUN/latest or RUN/ITERATION")
     parser.add_argument("--tokenizer", type=Path, help="default: the checkpoint's own")
     parser.add_argument("--prompt", help=f"how the text begins (default: {DEFAULT_PROMPT})")
     parser.add_argument("--max-tokens", type=int, default=200, help="tokens to write")
@@ -274,8 +411,21 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--top-k", type=int, default=defaults.top_k, help="0: off")
     parser.add_argument("--top-p", type=float, default=defaults.top_p, help="1: off")
-    parser.add_argument("--num-samples", type=int, default=1, help="samples, written as one batch")
-    parser.add_argument("--voice", help="a voice of the training texts (default: none)")
+    number = parser.add_mutually_exclusive_group()
+    number.add_argument("--num-samples", type=int, default=1, help="samples, written as one batch")
+    number.add_argument(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help="write N samples and show the one that copies least, then the nearest in style",
+    )
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--voice", help="a voice of the training texts (default: none)")
+    who.add_argument(
+        "--blend",
+        help="several voices and their weights, as wilde=0.3,lovecraft=0.7; beyond 0 to 1 more of"
+        " a voice than it has itself",
+    )
     parser.add_argument("--seed", type=int, help="default: random; always printed")
     parser.add_argument(
         "--novelty",
@@ -283,29 +433,65 @@ def main(argv: Sequence[str]) -> None:
         help="highlight what stands in a training work, and tell how much is new",
     )
     parser.add_argument("--interactive", action="store_true", help="a conversation")
+    parser.add_argument(
+        "--replay",
+        metavar="FILE[:N]",
+        help=f"write the sample of a receipt again, the N-th of RUN/{receipts.NAME} or the last",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args(argv)
 
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    settings = Settings(sampling, arguments.max_tokens, arguments.voice, arguments.seed)
-    check(settings)
-    if arguments.num_samples < 1:
-        raise UserError(f"--num-samples must be at least 1, not {arguments.num_samples}")
     device = select_device(arguments.device)
+    if arguments.replay is not None:
+        return _replay(parser, arguments, device)
+    if arguments.checkpoint is None:
+        raise UserError("--checkpoint is missing; name RUN/best, RUN/latest or RUN/ITERATION")
+    samples = arguments.num_samples if arguments.best_of is None else arguments.best_of
+    blend: Blend = {}
+    if arguments.voice is not None:
+        blend = {arguments.voice: 1.0}
+    elif arguments.blend is not None:
+        blend = parse_weights(arguments.blend, name="--blend")
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    settings = Settings(sampling, arguments.max_tokens, blend, arguments.seed)
+    check(settings)
+    if samples < 1:
+        name = "--num-samples" if arguments.best_of is None else "--best-of"
+        raise UserError(f"{name} must be at least 1, not {samples}")
     prompt = arguments.prompt
     if prompt is None and not arguments.interactive:
         prompt = DEFAULT_PROMPT
     location = checkpoint.locate(arguments.checkpoint)
     meta = checkpoint.load_meta(location)
-    index = novelty.load_for(meta.config, meta.train_sha256) if arguments.novelty else None
+    best_of = arguments.best_of is not None
+    wanted = arguments.novelty or best_of
+    index = novelty.load_for(meta.config, meta.train_sha256) if wanted else None
     with out_of_memory_told("lower --num-samples, or write with --device cpu"):
         writer = load_writer(location, meta, arguments.tokenizer, device)
         # A wrong voice is told before anything is compiled.
-        writer.encode(DEFAULT_PROMPT, arguments.voice)
+        complete(blend, writer.voices)
+        chat = Chat(writer, location, samples=samples, best_of=best_of, index=index)
         if prompt is not None:
-            reply(writer, prompt, settings, arguments.num_samples, _new_seed(settings), index)
+            chat.reply(prompt, settings)
         if arguments.interactive:
-            converse(writer, settings, arguments.num_samples, input, index)
+            converse(chat, settings, input)
+    return 0
+
+
+def _replay(parser: ArgumentParser, arguments: argparse.Namespace, device: jax.Device) -> int:
+    """`--replay`: what it does and returns is `replay`'s. Raises UserError."""
+    for name, value in vars(arguments).items():
+        if name not in ("replay", "checkpoint", "device") and value != parser.get_default(name):
+            raise UserError(
+                f"--{name.replace('_', '-')} cannot be given with --replay, whose receipt has all"
+                " settings; leave it out"
+            )
+    path, receipt = receipts.load(arguments.replay)
+    name = arguments.checkpoint or str(path.parent / str(receipt.iteration))
+    location = checkpoint.locate(name)
+    meta = checkpoint.load_meta(location)
+    with out_of_memory_told("write with --device cpu"):
+        return replay(load_writer(location, meta, None, device), location, receipt)
 
 
 if __name__ == "__main__":

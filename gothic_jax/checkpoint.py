@@ -98,8 +98,11 @@ class Location:
 
 def iterations(run: Path) -> list[int]:
     """The iterations that a run's folder holds checkpoints of, whole or damaged, in order."""
-    if not run.is_dir():
-        return []
+    try:
+        if not run.is_dir():
+            return []
+    except OSError as error:  # no permission, or a name beyond all length
+        raise UserError(f"{run} cannot be read: {error.strerror}") from error
     # Any folder may have a number for a name; ours have these files, or have lost one of them.
     marks = [*run.glob(f"*/{manifest.NAME}"), *run.glob("*/meta.json")]
     names = {mark.parent.name for mark in marks}
@@ -238,7 +241,12 @@ def _replace(source: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old")
     if target.exists():
         target.rename(old)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     sync(target.parent)
     if old.exists():
         shutil.rmtree(old)
@@ -347,7 +355,11 @@ def load_meta(location: Location) -> Meta:
     with _unreadable_told(location):
         if location.path.is_symlink():
             raise OSError(f"{location} is a link")
-        meta = _checked(parse_json(read_regular(location.path / "meta.json")))
+        content = parse_json(read_regular(location.path / "meta.json"))
+        try:
+            meta = _checked(content)
+        except UserError as error:
+            raise UserError(f"the checkpoint {location} cannot be used: {error}") from error
         if meta.iteration != location.iteration:
             raise ValueError(f"it is of iteration {meta.iteration}")
         return meta

@@ -6,7 +6,6 @@ friendly flags of `gothic-train` change single settings on top.
 
 import dataclasses
 import difflib
-import math
 import runpy
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from gothic_jax.cli import UserError
+from gothic_jax.texts import parse_weights
 
 ARCHITECTURES = ("gemma", "gpt2")
 LIMITS = {
@@ -28,6 +28,9 @@ LIMITS = {
     "n_embd": 2**14,
 }
 """Beyond these a number is a slip of the keyboard, or somebody's trap, and no model."""
+
+MAX_FLOAT = 1e38
+"""Beyond it a float32 is infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +81,11 @@ def get_config() -> ConfigDict:
     config.max_iters = 6000
     config.batch_size = 16
     config.gradient_accumulation_steps = 4
-    # Share of the windows that open with <|endoftext|> in place of their voice token, so that
-    # the model can also write in no voice in particular.
+    # Share of the windows that open with <|any|> in place of their voice token, so that the
+    # model can also write in no voice in particular.
     config.voice_dropout = 0.1
+    # How often each voice's works are read, as wilde=1,lovecraft=2; "": as much as there is.
+    config.voice_weights = ""
 
     # AdamW: linear warmup to learning_rate, then cosine to min_lr_ratio of it at max_iters.
     config.learning_rate = 3e-4
@@ -209,9 +214,12 @@ def validate(config: ConfigDict) -> None:
     )
     shares = "voice_dropout min_lr_ratio model.dropout"
     flat = flatten(config.to_dict())
+    kinds = {name: type(value) for name, value in flatten(get_config().to_dict()).items()}
     for name, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name} must be a finite number, not {value}")
+        if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
+            raise UserError(f"{name} must be a {kinds[name].__name__}, not {value!r}")
+        if isinstance(value, float) and not abs(value) < MAX_FLOAT:
+            raise UserError(f"{name} must be a finite number below {MAX_FLOAT:g}, not {value}")
         if isinstance(value, int) and abs(value) >= 2**32:
             raise UserError(f"{name} must be below 2**32, and is {value}")
     for name in positive.split():
@@ -224,6 +232,10 @@ def validate(config: ConfigDict) -> None:
     for name in ("beta1", "beta2", *shares.split()):
         if not 0 <= flat[name] <= 1 or (flat[name] == 1 and name not in shares):
             raise UserError(f"{name} must lie between 0 and 1, and is {flat[name]}")
+    if config.voice_weights:
+        weights = parse_weights(config.voice_weights, name="voice_weights")
+        if min(weights.values()) < 0:
+            raise UserError(f"voice_weights must not be below 0: {config.voice_weights}")
     if config.compute_dtype not in ("bfloat16", "float32"):
         raise UserError(f"compute_dtype must be bfloat16 or float32, not {config.compute_dtype}")
     model_config(config).validate()

@@ -1,6 +1,6 @@
 """Writing with a KV cache: jitted prefill and decoding, and the filters of the next token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +53,14 @@ class _Filter(NamedTuple):
     top_p: Float[Array, ""]
 
 
+class _Manner(NamedTuple):
+    """How the tokens of a call are drawn."""
+
+    keys: Key[Array, " text"]
+    settings: _Filter
+    weights: Float[Array, " voice"]
+
+
 def filter_logits(
     logits: Float[Array, "batch candidate"],
     temperature: Float[Array, ""],
@@ -71,6 +79,21 @@ def filter_logits(
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     keep: Bool[Array, "batch candidate"] = (before < top_p) | (rank == 0)
     return jnp.where(keep, tempered, -jnp.inf)
+
+
+def blend_logits(
+    logits: Float[Array, "row vocab"], weights: Float[Array, " voice"]
+) -> Float[Array, "text vocab"]:
+    """For each text the sum over its voices of weight times log-probability, up to a constant.
+
+    A text has `weights.size` rows, one a voice. With weights of 0 to 1 that add up to 1 it is
+    the voices' geometric mean; beyond, the contrast of DExperts (arXiv 2105.03023).
+    """
+    if weights.size == 1:  # its weight is 1, as that of all voices together
+        return logits
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+    by_text = log_probabilities.reshape(-1, weights.size, logits.shape[1])
+    return jnp.sum(weights[:, None] * by_text, axis=1)
 
 
 def draw(
@@ -127,24 +150,26 @@ class Sampler:
         self,
         params: Params,
         caches: list[KVCache],
-        token: Int[Array, " batch"],
+        token: Int[Array, " text"],
         start: Int[Array, ""],
         written: Int[Array, ""],
-        keys_and_settings: tuple[Key[Array, " batch"], _Filter],
+        manner: _Manner,
         candidates: int,
-    ) -> tuple[list[KVCache], Int[Array, " batch"], Int[Array, "batch chunk"]]:
+    ) -> tuple[list[KVCache], Int[Array, " text"], Int[Array, "text chunk"]]:
         model = nnx.merge(self._graph, params)
-        keys, settings = keys_and_settings
+        keys, settings, weights = manner
+        voices = weights.size
 
         def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Array]:
             recent, token = carry
-            hidden, recent = model.extend(token[:, None], caches, start, recent, i)
-            logits = model.logits(hidden[:, 0])
+            rows = jnp.repeat(token, voices)[:, None]
+            hidden, recent = model.extend(rows, caches, start, recent, i)
+            logits = blend_logits(model.logits(hidden[:, 0]), weights)
             step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, written + i)
             token = draw(logits, step_keys, settings, candidates)
             return (recent, token), token
 
-        nothing = self._empty_caches(len(token), DECODE_CHUNK)
+        nothing = self._empty_caches(len(token) * voices, DECODE_CHUNK)
         (recent, token), tokens = jax.lax.scan(step, (nothing, token), jnp.arange(DECODE_CHUNK))
         return _write(caches, recent, start), token, tokens.T
 
@@ -180,36 +205,41 @@ class Sampler:
     def stream(
         self,
         params: Params,
-        prompt: Int[np.ndarray, "batch time"],
+        prompt: Int[np.ndarray, "row time"],
         *,
         max_tokens: int,
         sampling: Sampling,
         seed: int,
-    ) -> Iterator[Int[np.ndarray, "batch chunk"]]:
-        """Yields what is written, some tokens at a time, `max_tokens` a row in all.
+        weights: Sequence[float] = (1.0,),
+    ) -> Iterator[Int[np.ndarray, "text chunk"]]:
+        """Yields what is written, some tokens at a time, `max_tokens` a text in all.
 
-        Each row goes on from its own prompt; all are of one length. The first token of a
-        prompt is its opener. Row i of a seed draws the same numbers however many rows there
-        are. A prompt longer than the block keeps its opener and its last tokens. Past the
-        block a window slides: the opener and the last half block are read anew.
+        A text has a row for each of the `weights`, which add up to 1, one row after the other:
+        prompts that differ in their openers, whose next-token distributions are blended.
+        All prompts are of one length; the first token of each is its opener. Text i of a seed
+        draws the same numbers however many texts there are. A prompt longer than the block
+        keeps its opener and its last tokens. Past the block a window slides: the opener and the
+        last half block are read anew.
         """
         sampling.validate()
         block = self.config.block_size
+        voices = len(weights)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-            jax.random.key(seed), jnp.arange(len(prompt))
+            jax.random.key(seed), jnp.arange(len(prompt) // voices)
         )
         settings = _Filter(
             jnp.float32(sampling.temperature),
             jnp.int32(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size)),
             jnp.float32(sampling.top_p),
         )
+        manner = _Manner(keys, settings, jnp.asarray(weights, jnp.float32))
         candidates = _candidates(sampling.top_k, self.config.vocab_size)
         params = self._params(params)
         context = keep_window(prompt, block)
         written = 0
         while written < max_tokens:
             caches, position = self._read(params, context)
-            token = jnp.asarray(context[:, -1])
+            token = jnp.asarray(context[::voices, -1])
             pieces: list[np.ndarray] = []
             budget = min(block - position, max_tokens - written)
             unread = None
@@ -221,7 +251,7 @@ class Sampler:
                     token,
                     jnp.int32(position + done),
                     jnp.int32(written + done),
-                    (keys, settings),
+                    manner,
                     candidates,
                 )
                 # The device already works on this chunk while the one before it is read.
@@ -233,7 +263,8 @@ class Sampler:
             pieces.append(np.asarray(unread)[:, :last])
             yield pieces[-1]
             written += budget
-            tail = np.concatenate([context, *pieces], axis=1)
+            new = np.repeat(np.concatenate(pieces, axis=1), voices, axis=0)
+            tail = np.concatenate([context, new], axis=1)
             context = keep_window(tail, max(block // 2, 1))
 
     def _read(

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from gothic_jax.attention import Implementation
 from gothic_jax.config import model_config
-from gothic_jax.evaluate import token_losses
+from gothic_jax.dataset import NOTHING
 from gothic_jax.model import GPT, Params, graph
 from gothic_jax.optimizer import apply_gradient_sum, learning_rate_schedule, make_optimizer
+from gothic_jax.scoring import token_losses
 
 
 class TrainState(NamedTuple):
@@ -34,6 +35,7 @@ TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
     """One iteration, not yet jitted: (state, windows [micro, batch, time + 1]) -> new state.
 
+    Every token counts the same; NOTHING, which fills a window up, is not predicted.
     Where the loss or the gradient's norm is not finite, no weight and no moment changes.
     """
     shape = model_config(config)
@@ -43,11 +45,17 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
     micro_steps = config.gradient_accumulation_steps
 
     def loss(
-        params: Params, windows: Int[Array, "batch window"], key: Array | None
+        params: Params,
+        windows: Int[Array, "batch window"],
+        counted: Float[Array, ""],
+        key: Array | None,
     ) -> Float[Array, ""]:
         model: GPT = nnx.merge(graphdef, params)
-        logits = model(windows[:, :-1], attention=attention, dropout_key=key)
-        return token_losses(logits, windows[:, 1:]).mean()
+        # No token sees those after it, so that it does not matter what stands for NOTHING.
+        tokens = jnp.maximum(windows, 0)
+        logits = model(tokens[:, :-1], attention=attention, dropout_key=key)
+        losses = token_losses(logits, tokens[:, 1:])
+        return jnp.sum(losses, where=windows[:, 1:] != NOTHING) / counted
 
     def train_step(
         state: TrainState, windows: Int[Array, "micro batch window"]
@@ -55,12 +63,14 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
         iteration = state.optimizer.gradient_step
         # A function of the iteration alone, so that a resumed run drops what it would have.
         key = jax.random.fold_in(jax.random.key(config.seed), iteration)
+        # Tokens to predict in a micro-batch, on average over the iteration.
+        counted = jnp.sum(windows[..., 1:] != NOTHING) / micro_steps
 
         def micro_step(
             index: Array | int, batch: Int[Array, "batch window"]
         ) -> tuple[Array, Params]:
             dropout_key = jax.random.fold_in(key, index) if shape.dropout else None
-            return jax.value_and_grad(loss)(state.params, batch, dropout_key)
+            return jax.value_and_grad(loss)(state.params, batch, counted, dropout_key)
 
         def add_micro_step(
             total: tuple[Array, Params], inputs: tuple[Array, Array]

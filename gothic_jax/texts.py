@@ -4,6 +4,7 @@ Each work opens with a line `<|voice|>` and closes with a line `<|endoftext|>`. 
 such lines is one work of no voice.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import NamedTuple
 from gothic_jax.cli import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+ANY = "any"
+"""The voice that is no voice in particular: it stands for all of them."""
 VOICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-RESERVED_VOICES = frozenset({"all", "any", "endoftext", "mixed", "none"})
+RESERVED_VOICES = frozenset({"all", ANY, "endoftext", "mixed", "none"})
 """Names that stand for something else: in file names, scores and commands."""
 MARKER = re.compile(rf"<\|({VOICE_NAME.pattern})\|>")
 """A special token; its group is the name."""
+MAX_WEIGHT = 100.0
 _MARKER_LINE = re.compile(rf"^{MARKER.pattern}$", re.MULTILINE)
 
 
@@ -30,6 +34,31 @@ class Work(NamedTuple):
 def voice_token(voice: str) -> str:
     """The special token of a voice."""
     return f"<|{voice}|>"
+
+
+def parse_weights(text: str, *, name: str) -> dict[str, float]:
+    """The weights of voices as `wilde=0.3,lovecraft=0.7` gives them.
+
+    `name` is what the user gave them as, for the UserError where they are malformed or all 0.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        voice, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not VOICE_NAME.fullmatch(voice) or not abs(weight) <= MAX_WEIGHT:
+            raise UserError(
+                f"{name} must be voices and their weights, as in wilde=0.3,lovecraft=0.7, and"
+                f" {part.strip()!r} is none"
+            )
+        if voice in weights:
+            raise UserError(f"{name} names {voice} twice; once is enough")
+        weights[voice] = weight
+    if not any(weights.values()):
+        raise UserError(f"{name} has no weight but 0; give one voice another")
+    return weights
 
 
 def read_text(path: Path) -> str:
@@ -74,8 +103,11 @@ def split_works(text: str) -> list[Work]:
 
 
 def find_text(name: str, data_dir: Path) -> Path:
-    """The path of a text: a bare file name is looked up in `data_dir` first."""
+    """The path of a text: a bare file name is looked up in `data_dir` first. Raises UserError."""
     path = Path(name)
     if path.name != name:
         return path
-    return path if path.exists() and not (data_dir / name).exists() else data_dir / name
+    try:
+        return path if path.exists() and not (data_dir / name).exists() else data_dir / name
+    except OSError as error:  # no permission, or a name beyond all length
+        raise UserError(f"{name[:80]} cannot be read: {error.strerror}") from error

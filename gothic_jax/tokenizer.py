@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.files import MAX_TRUSTED, UNSOUND, parse_json, write_atomically
 from gothic_jax.texts import (
+    ANY,
     END_OF_TEXT,
     MARKER,
     RESERVED_VOICES,
@@ -34,7 +35,7 @@ def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) 
     voices = sorted({work.voice for work in works if work.voice})
     if reserved := RESERVED_VOICES.intersection(voices):
         raise UserError(f"no voice can be called {', '.join(reserved)}; name it otherwise")
-    specials = [END_OF_TEXT, *map(voice_token, voices)]
+    specials = [END_OF_TEXT, *map(voice_token, [ANY, *voices])]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(specials) + len(alphabet)
     if vocab_size > MAX_TOKENS:
@@ -143,8 +144,8 @@ def _specials(added: Any, vocabulary: dict[str, int]) -> list[AddedToken]:
             raise ValueError(f"its added token {content!r} is not of the form <|name|>")
         specials.append(AddedToken(content, special=True, normalized=False))
     names = {str(token) for token in specials}
-    if END_OF_TEXT not in names:
-        raise ValueError(f"it has no {END_OF_TEXT} token")
+    if missing := {END_OF_TEXT, voice_token(ANY)} - names:
+        raise ValueError(f"it has no {min(missing)} token")
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     words = vocabulary.keys() - names
     if not alphabet <= words or not alphabet.issuperset("".join(words)):
@@ -213,12 +214,17 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
     return special_tokens(tokenizer)[END_OF_TEXT]
 
 
+def any_voice_id(tokenizer: Tokenizer) -> int:
+    """The id of `<|any|>`, which opens what is of no voice in particular."""
+    return special_tokens(tokenizer)[voice_token(ANY)]
+
+
 def voices(tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the voice tokens, by the voice's name, in the order of the ids."""
+    """The ids of the voice tokens, by the voice's name, in the order of the ids; not `<|any|>`."""
     return {
         match[1]: index
         for token, index in sorted(special_tokens(tokenizer).items(), key=lambda item: item[1])
-        if token != END_OF_TEXT and (match := MARKER.fullmatch(token))
+        if token not in (END_OF_TEXT, voice_token(ANY)) and (match := MARKER.fullmatch(token))
     }
 
 

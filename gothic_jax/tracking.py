@@ -19,8 +19,8 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar, text
 
 from gothic_jax.device import memory_peak, peak_flops
-from gothic_jax.evaluate import ALL, Score
 from gothic_jax.novelty import Novelty
+from gothic_jax.scoring import ALL, Score
 
 _FILE_NUMBERS = itertools.count()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gothic_jax.cli import ArgumentParser, command
+from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.config import get_config, load_config, override
 from gothic_jax.process import begin_run, exclusive
 
@@ -85,6 +85,8 @@ def _overrides(arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Trains a model."""
     arguments, rest = _parser().parse_known_args(argv)
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
     overrides = _overrides(arguments, rest)
     config = override(
         load_config(arguments.config) if arguments.config else get_config(), overrides

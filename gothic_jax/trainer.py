@@ -25,7 +25,6 @@ from gothic_jax.cli import UserError
 from gothic_jax.config import changed, get_config, model_config, override, validate
 from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
 from gothic_jax.device import memory_peak, out_of_memory_told, refuse_beyond_memory, tree_bytes
-from gothic_jax.evaluate import ALL, Evaluator, loss_function
 from gothic_jax.model import (
     abstract_params,
     flops_per_token,
@@ -36,9 +35,17 @@ from gothic_jax.model import (
 from gothic_jax.optimizer import init_optimizer, make_optimizer
 from gothic_jax.process import Interrupted, StopSignal
 from gothic_jax.sampler import Sampler, Sampling
+from gothic_jax.scoring import ALL, Evaluator, loss_function
 from gothic_jax.step import Metrics, TrainState, TrainStep, all_finite, data_mesh, make_train_step
-from gothic_jax.texts import find_text
-from gothic_jax.tokenizer import end_of_text_id, fingerprint, load_tokenizer, token_bytes, voices
+from gothic_jax.texts import ANY, find_text, parse_weights
+from gothic_jax.tokenizer import (
+    any_voice_id,
+    end_of_text_id,
+    fingerprint,
+    load_tokenizer,
+    token_bytes,
+    voices,
+)
 from gothic_jax.tracking import Tracker, duration
 
 
@@ -69,11 +76,17 @@ class Run:
                 f"the checkpoint has no voice {', '.join(unknown)}: the model will learn these"
                 " works as words of no voice"
             )
+        self.voice_weights = (
+            parse_weights(config.voice_weights, name="voice_weights")
+            if config.voice_weights
+            else None
+        )
         self.batches = training_batches(
             self.train_text,
             shape=(config.gradient_accumulation_steps, config.batch_size),
             block_size=self.shape.block_size,
             voice_dropout=config.voice_dropout,
+            voice_weights=self.voice_weights,
             seed=config.seed,
         )
         self.evaluator = Evaluator(
@@ -152,6 +165,11 @@ class Run:
             f" {self.tokens_per_iteration:,} are {tokens:,} tokens,"
             f" {tokens / text.tokens.size:.1f} passes"
         )
+        shares = text.shares(self.voice_weights)
+        read = {voice: shares[np.array(text.voices) == voice].sum() for voice in text.voices}
+        if len(read) > 1:
+            told = ", ".join(f"{voice} {share:.0%}" for voice, share in sorted(read.items()))
+            yield f"voices: {told} of the windows"
         count = jax.local_device_count()
         name = f"{count} x {self.device.device_kind}" if count > 1 else self.device.device_kind
         yield f"device: {name} ({self.device.platform}), computing in {config.compute_dtype}"
@@ -185,7 +203,7 @@ class Run:
     def samples(self, sampler: Sampler) -> dict[str, str]:
         """A sample of each voice, the same random numbers each time."""
         end = end_of_text_id(self.tokenizer)
-        openers = voices(self.tokenizer) or {"text": end}
+        openers = voices(self.tokenizer) or {ANY: any_voice_id(self.tokenizer)}
         prompt = np.array(list(openers.values()), np.int32)[:, None]
         chunks = sampler.stream(
             self.state.params,

@@ -8,25 +8,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from gothic_jax import chat, checkpoint
-from gothic_jax.chat import Settings, Writer, change, converse, load_writer, main
-from gothic_jax.checkpoint import load_meta, locate
+from gothic_jax.chat import Chat, Settings, Writer, change, converse, load_writer, main
+from gothic_jax.checkpoint import Location, load_meta, locate
 from gothic_jax.cli import UserError
 from gothic_jax.device import select_device
 from gothic_jax.sampler import Sampler, Sampling
 from tests.common import Workplace
 
-SETTINGS = Settings(Sampling(), max_tokens=20, voice=None, seed=5)
+SETTINGS = Settings(Sampling(), max_tokens=20, blend={}, seed=5)
 
 
 @pytest.fixture(scope="module")
-def writer(trained_once: Workplace) -> Writer:
-    location = locate(str(trained_once.out_dir))
-    return load_writer(location, load_meta(location), None, select_device("auto"))
+def where(trained_once: Workplace) -> Location:
+    return locate(str(trained_once.out_dir))
+
+
+@pytest.fixture(scope="module")
+def writer(where: Location) -> Writer:
+    return load_writer(where, load_meta(where), None, select_device("auto"))
 
 
 class Scripted(Sampler):
@@ -35,12 +40,15 @@ class Scripted(Sampler):
     def __init__(self, chunks: list[list[list[int]]]) -> None:
         self.chunks = chunks
 
-    def stream(self, *_: object, **__: object) -> Iterator[np.ndarray]:
+    def stream(
+        self, params: object, prompt: np.ndarray, *, weights: list[float], **_: object
+    ) -> Iterator[np.ndarray]:
+        self.prompt, self.weights = prompt, weights
         yield from (np.array(chunk) for chunk in self.chunks)
 
 
 def scripted(tokenizer: Tokenizer, chunks: list[list[list[int]]]) -> list[list[str]]:
-    writer = Writer({}, Scripted(chunks), tokenizer)
+    writer = Writer({}, Scripted(chunks), tokenizer, lambda *_: jnp.zeros(()))
     return list(writer.write(np.array([0]), SETTINGS, len(chunks[0]), 0))
 
 
@@ -66,11 +74,23 @@ def test_a_sample_ends_where_its_work_does_and_the_others_go_on(tokenizer: Token
     assert texts == ["a", "bbb"]
 
 
-def test_the_prompt_is_opened_by_its_voice(writer: Writer, tokenizer: Tokenizer) -> None:
-    wilde, end = (tokenizer.token_to_id(token) for token in ("<|wilde|>", "<|endoftext|>"))
-    assert writer.encode("The sea", "wilde")[0] == wilde
-    assert writer.encode("The sea", None)[0] == end
-    assert tokenizer.decode(list(writer.encode("The sea", None)[1:])) == "The sea"
+def test_the_prompt_is_opened_by_its_voices(tokenizer: Tokenizer) -> None:
+    wilde, lovecraft, anyone = (
+        tokenizer.token_to_id(f"<|{voice}|>") for voice in ("wilde", "lovecraft", "any")
+    )
+    sampler = Scripted([])
+    writer = Writer({}, sampler, tokenizer, lambda *_: jnp.zeros(()))
+    prompt = writer.encode("The sea")
+    assert tokenizer.decode(list(prompt)) == "The sea"
+    for blend, openers, weights in (
+        ({}, [anyone], [1]),
+        ({"wilde": 1.0}, [wilde], [1]),
+        ({"wilde": 0.25, "lovecraft": 0.75}, [wilde, lovecraft], [0.25, 0.75]),
+        ({"lovecraft": 1.5}, [lovecraft, anyone], [1.5, -0.5]),
+    ):
+        list(writer.write(prompt, SETTINGS._replace(blend=blend), 2, 0))
+        assert sampler.prompt.tolist() == [[opener, *prompt] for opener in openers] * 2
+        assert sampler.weights == weights
 
 
 def arguments(trained: Workplace, *extra: str) -> list[str]:
@@ -122,6 +142,19 @@ def test_a_long_prompt_keeps_its_end_and_says_so(
         (["--seed", "-1"], "seed"),
         (["--seed", str(2**32)], "seed"),
         (["--voice", "poe"], "lovecraft, wilde"),
+        (["--blend", "poe=1"], "lovecraft, wilde"),
+        (["--blend", "wilde"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde=x"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde=nan"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde=1e9"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde=1,"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde=1,wilde=1"], "twice"),
+        (["--blend", "wilde=0,lovecraft=0"], "another"),
+        (["--voice", "wilde", "--blend", "wilde=1"], "not allowed with"),
+        (["--best-of", "2", "--num-samples", "2"], "not allowed with"),
+        (["--best-of", "0"], "best-of"),
+        (["--best-of", "2"], "gothic-index"),
+        (["--replay", "samples.jsonl", "--voice", "wilde"], "leave it out"),
         (["--device", "abacus"], "auto, cpu or cuda"),
         (["--checkpoint", "nowhere/best"], "gothic-train"),
         (["--tokenizer", "nowhere.json"], "gothic-tokenize"),
@@ -169,9 +202,11 @@ def test_commands_change_the_settings(writer: Writer) -> None:
     for line in ("temp 0.5", "topk 7", "topp 0.8", "max 9", "voice wilde", "seed 4"):
         name, _, value = line.partition(" ")
         settings = change(settings, name, value, writer)
-    assert settings == Settings(Sampling(0.5, 7, 0.8), max_tokens=9, voice="wilde", seed=4)
+    assert settings == Settings(Sampling(0.5, 7, 0.8), max_tokens=9, blend={"wilde": 1.0}, seed=4)
     settings = change(change(settings, "voice", "none", writer), "seed", "random", writer)
-    assert (settings.voice, settings.seed) == (None, None)
+    assert (settings.blend, settings.seed) == ({}, None)
+    settings = change(settings, "blend", "wilde=0.5, lovecraft=0.5", writer)
+    assert settings.blend == {"wilde": 0.5, "lovecraft": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +218,8 @@ def test_commands_change_the_settings(writer: Writer) -> None:
         ("topp", "0", "top-p"),
         ("max", "0", "max-tokens"),
         ("voice", "poe", "lovecraft, wilde"),
+        ("blend", "poe=1", "lovecraft, wilde"),
+        ("blend", "", "wilde=0.3,lovecraft=0.7"),
         ("seed", "x", "number"),
         ("sing", "", "/help"),
     ],
@@ -194,7 +231,9 @@ def test_a_wrong_command_changes_nothing_and_says_why(
         change(SETTINGS, name, value, writer)
 
 
-def conversation(writer: Writer, *lines: str, capsys: pytest.CaptureFixture[str]) -> str:
+def conversation(
+    writer: Writer, where: Location, *lines: str, capsys: pytest.CaptureFixture[str]
+) -> str:
     remaining = iter(lines)
 
     def read_line(_: str) -> str:
@@ -203,18 +242,18 @@ def conversation(writer: Writer, *lines: str, capsys: pytest.CaptureFixture[str]
             raise EOFError
         return line
 
-    converse(writer, SETTINGS, 1, read_line)
+    converse(Chat(writer, where), SETTINGS, read_line)
     captured = capsys.readouterr()
     return captured.out + captured.err
 
 
 def test_a_conversation_writes_retries_and_outlives_mistakes(
-    writer: Writer, capsys: pytest.CaptureFixture[str]
+    writer: Writer, where: Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = conversation(
-        writer, "/retry", "/voice poe", "", "There are", "/retry", "/quit", "never", capsys=capsys
-    )
+    lines = ["/retry", "/style", "/voice poe", "", "There are", "/retry", "/quit", "never"]
+    out = conversation(writer, where, *lines, capsys=capsys)
     assert "nothing to retry" in out
+    assert "nothing has been written" in out
     assert "there is no voice 'poe'" in out
     replies = [line for line in out.splitlines() if line.startswith("There are")]
     assert len(replies) == 2
@@ -268,12 +307,19 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
     os.close(terminal)
 
 
+def test_style_tells_the_voice_of_the_last_reply(
+    writer: Writer, where: Location, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = conversation(writer, where, "There are doors", "/style", capsys=capsys)
+    assert re.search(r"^(wilde|lovecraft) +\+[0-9]\.[0-9]{2}  ", out, re.MULTILINE)
+
+
 def test_every_command_that_help_names_is_known(
-    writer: Writer, capsys: pytest.CaptureFixture[str]
+    writer: Writer, where: Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = set(re.findall(r"/[a-z]+", chat.HELP))
     assert named >= {"/help", "/temp", "/topk", "/voice", "/seed", "/retry", "/quit"}
-    out = conversation(writer, *sorted(named), capsys=capsys)
+    out = conversation(writer, where, *sorted(named), capsys=capsys)
     assert "unknown command" not in out
 
 

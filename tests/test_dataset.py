@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,12 +7,13 @@ from tokenizers import Tokenizer
 
 from gothic_jax.cli import UserError
 from gothic_jax.dataset import (
+    NOTHING,
     TokenText,
     batch_iterator,
     load_tokens,
     training_batches,
 )
-from gothic_jax.texts import END_OF_TEXT, split_works
+from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import train_tokenizer
 from tests.common import TEXT
 
@@ -23,49 +25,77 @@ def text(tmp_path: Path, tokenizer: Tokenizer) -> TokenText:
     return load_tokens(path, tokenizer)
 
 
+ENDS = np.array([500, 600, 605, 1000])
+"""Works of two voices, one of them shorter than a window."""
+
+
 @pytest.fixture
 def numbered() -> TokenText:
-    """A text whose tokens tell where they stand; its first half is of voice 1000."""
-    tokens = np.arange(1000, dtype=np.uint16)
-    openers = np.where(tokens < 500, 1000, 1001).astype(np.uint16)
-    return TokenText(tokens, openers, end_of_text=1002, sha256="")
+    """A text whose tokens tell where they stand."""
+    return TokenText(
+        np.arange(1000, dtype=np.uint16),
+        ENDS,
+        voices=("a", "b", "b", "a"),
+        openers=np.array([1000, 1001, 1001, 1000], np.uint16),
+        any_voice=1002,
+        sha256="",
+    )
 
 
 def batches(text: TokenText, seed: int = 0, dropout: float = 0.0):
     return training_batches(text, shape=(2, 8), block_size=16, voice_dropout=dropout, seed=seed)
 
 
-def test_a_text_is_voice_token_work_end_for_each_work(
-    text: TokenText, tokenizer: Tokenizer
-) -> None:
+def many(text: TokenText, **how: Any) -> np.ndarray:
+    settings = {"block_size": 16, "voice_dropout": 0.0, "seed": 0} | how
+    return training_batches(text, shape=(100_000,), **settings)[0]
+
+
+def test_a_text_is_work_and_end_for_each_work(text: TokenText, tokenizer: Tokenizer) -> None:
+    works = split_works(TEXT)
     assert tokenizer.decode(list(text.tokens), skip_special_tokens=False) == "".join(
-        f"<|{work.voice}|>{work.text}<|endoftext|>" for work in split_works(TEXT)
+        f"{work.text}<|endoftext|>" for work in works
     )
+    for (body, opener), work in zip(text.works(), works, strict=True):
+        assert tokenizer.decode(list(body)) == work.text
+        assert opener == tokenizer.token_to_id(f"<|{work.voice}|>")
+    assert text.voices == ("wilde", "lovecraft")
 
 
-def test_openers_name_the_voice_of_each_place(text: TokenText, tokenizer: Tokenizer) -> None:
-    end, wilde, lovecraft = (
-        tokenizer.token_to_id(token) for token in (END_OF_TEXT, "<|wilde|>", "<|lovecraft|>")
-    )
-    first, last = np.flatnonzero(text.tokens == end)
-    assert set(text.openers[:first]) == {wilde}
-    assert set(text.openers[first + 1 : last]) == {lovecraft}
-    assert text.openers[first] == text.openers[last] == end
+def test_windows_lie_within_a_work_and_open_with_its_voice(numbered: TokenText) -> None:
+    windows = many(numbered)
+    assert windows.shape == (100_000, 17)
+    start = windows[:, 1]
+    work = np.searchsorted(ENDS, start, side="right")
+    np.testing.assert_array_equal(windows[:, 0], numbered.openers[work])
+    places = start[:, None] + np.arange(16)
+    inside = places < ENDS[work][:, None]
+    np.testing.assert_array_equal(windows[:, 1:], np.where(inside, places, NOTHING))
+    # Only a work that is shorter than a window leaves a part of it empty.
+    assert set(start[~inside.all(axis=1)]) == {600}
 
 
-def test_windows_are_the_text_with_its_opener_in_front(numbered: TokenText) -> None:
-    for index in range(30):
-        batch = batches(numbered)[index]
-        assert batch.shape == (2, 8, 17)
-        for window in batch.reshape(-1, 17):
-            start = window[1] - 1
-            np.testing.assert_array_equal(window[1:], np.arange(start + 1, start + 17))
-            assert window[0] == numbered.openers[start]
+def test_voice_dropout_hides_the_voice_of_that_share(numbered: TokenText) -> None:
+    opened = many(numbered, voice_dropout=0.25)[:, 0]
+    assert (opened == numbered.any_voice).mean() == pytest.approx(0.25, abs=0.01)
 
 
-def test_voice_dropout_hides_the_voice_of_that_share(text: TokenText) -> None:
-    opened = np.concatenate([batches(text, dropout=0.25)[i][..., 0].ravel() for i in range(200)])
-    assert (opened == text.end_of_text).mean() == pytest.approx(0.25, abs=0.03)
+@pytest.mark.parametrize(
+    ("weights", "share"), [(None, 0.895), ({"a": 1.0, "b": 1.0}, 0.5), ({"a": 0.0, "b": 3.0}, 0.0)]
+)
+def test_voices_are_drawn_by_their_weights(
+    numbered: TokenText, weights: dict[str, float] | None, share: float
+) -> None:
+    opened = many(numbered, voice_weights=weights)[:, 0]
+    assert (opened == 1000).mean() == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}])
+def test_weights_of_other_voices_than_the_texts_are_told(
+    numbered: TokenText, weights: dict[str, float]
+) -> None:
+    with pytest.raises(UserError, match="which are a, b"):
+        many(numbered, voice_weights=weights)
 
 
 def test_a_batch_depends_on_seed_and_index_alone(text: TokenText) -> None:
@@ -82,11 +112,16 @@ def test_the_iterator_goes_on_from_any_index(text: TokenText) -> None:
         assert iterator.get_state() == {"next_index": first + 8}
 
 
-def test_windows_start_everywhere_alike(numbered: TokenText) -> None:
-    dataset = training_batches(numbered, shape=(100_000,), block_size=16, voice_dropout=0.0, seed=0)
-    seen, counts = np.unique(dataset[0][:, 1] - 1, return_counts=True)
-    np.testing.assert_array_equal(seen, np.arange(numbered.tokens.size - 16))
-    assert counts.min() > 0.3 * counts.mean()
+def test_every_token_is_read_about_as_often(numbered: TokenText) -> None:
+    """Those near a work's ends between half and one and a half times as often as the others."""
+    windows = many(numbered)[:, 1:]
+    counts = np.bincount(windows[windows != NOTHING], minlength=1000)
+    inner = counts[20:480].mean()
+    assert (counts[16:484] > 0.85 * inner).all()
+    # A short work's one window is drawn as seldom as the work is short.
+    long_works = np.r_[0:600, 605:1000]
+    assert counts[long_works].min() > 0.4 * inner
+    assert counts[long_works].max() < 1.6 * inner
 
 
 def test_tokens_are_cached_and_made_anew_for_another_text_or_tokenizer(
@@ -114,7 +149,8 @@ def test_a_text_without_markers_is_one_work_of_no_voice(
     path = tmp_path / "plain.txt"
     path.write_text("The duchess set down what follows.\n" * 30)
     text = load_tokens(path, tokenizer)
-    assert set(text.openers) == {text.end_of_text}
+    assert text.voices == ("any",)
+    assert text.openers.tolist() == [tokenizer.token_to_id("<|any|>")]
 
 
 def test_a_voice_that_the_tokenizer_does_not_know_is_no_voice(
@@ -124,9 +160,10 @@ def test_a_voice_that_the_tokenizer_does_not_know_is_no_voice(
     path.write_text("<|poe|>\nOnce upon a midnight\n<|endoftext|>\n" + TEXT)
     text = load_tokens(path, tokenizer)
     assert text.unknown_voices == ("poe",)
-    first_end = list(text.tokens).index(text.end_of_text)
-    assert tokenizer.decode(list(text.tokens[:first_end])) == "Once upon a midnight"
-    assert set(text.openers[:first_end]) == {text.end_of_text}
+    body, opener = next(text.works())
+    assert tokenizer.decode(list(body)) == "Once upon a midnight"
+    assert opener == text.any_voice
+    assert text.voices == ("any", "wilde", "lovecraft")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from gothic_jax import evaluate
 from gothic_jax.cli import UserError
 from gothic_jax.dataset import TokenText, load_tokens
-from gothic_jax.evaluate import Evaluator, Score, cut_windows, loss_function
 from gothic_jax.model import graph, init_params
+from gothic_jax.scoring import Evaluator, Score, cut_windows, loss_function
 from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import special_tokens
 from tests.common import TEXT, TINY, Workplace
@@ -40,7 +40,7 @@ def test_each_text_token_is_predicted_once_from_its_own_work(
     text: TokenText, tokenizer: Tokenizer, stride: int
 ) -> None:
     specials = sorted(special_tokens(tokenizer).values())
-    inputs, targets, counts = cut_windows(text, specials, TINY.block_size, stride)
+    inputs, targets, counts = cut_windows(text.works(), TINY.block_size, stride)
     predicted = targets[counts]
     np.testing.assert_array_equal(predicted, text.tokens[~np.isin(text.tokens, specials)])
     openers = {tokenizer.token_to_id(token) for token in ("<|wilde|>", "<|lovecraft|>")}

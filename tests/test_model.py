@@ -10,7 +10,6 @@ from flax import nnx
 from reference.weights import CONFIG, reference_tokens, reference_weights
 
 from gothic_jax.cli import UserError
-from gothic_jax.evaluate import token_losses
 from gothic_jax.model import (
     GPT,
     ModelConfig,
@@ -24,6 +23,7 @@ from gothic_jax.model import (
     parameter_count,
     streamed_params,
 )
+from gothic_jax.scoring import token_losses
 from tests.common import TINY
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint
 from gothic_jax.config import get_config
-from gothic_jax.evaluate import Evaluator, LossFunction
 from gothic_jax.model import Params, init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
+from gothic_jax.scoring import Evaluator, LossFunction
 from tests.common import Workplace, process, run, wait_for
 
 SETTINGS = {"max_iters": 24, "eval_interval": 4, "compute_dtype": "bfloat16"}

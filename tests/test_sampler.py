@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,14 @@ from flax import nnx
 from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig
 from gothic_jax.model import Params, graph, init_params
-from gothic_jax.sampler import DECODE_CHUNK, Sampler, Sampling, filter_logits, keep_window
+from gothic_jax.sampler import (
+    DECODE_CHUNK,
+    Sampler,
+    Sampling,
+    blend_logits,
+    filter_logits,
+    keep_window,
+)
 from tests.common import TINY
 
 GREEDY = Sampling(temperature=0.0)
@@ -117,6 +125,73 @@ def test_rows_are_written_as_if_alone_and_differ_among_themselves(config: ModelC
     alone = write(config, [[1, 5, 6]], 20, sampling, seed=7)
     np.testing.assert_array_equal(batch[0], alone[0])
     assert len({tuple(row) for row in batch}) == 3
+
+
+def blended(
+    config: ModelConfig, prompts: list[list[int]], weights: list[float], n: int, **how: Any
+) -> np.ndarray:
+    chunks = shared_sampler(config).stream(
+        loud_params(config),
+        np.array(prompts, np.int32),
+        max_tokens=n,
+        weights=weights,
+        **{"sampling": GREEDY, "seed": 0} | how,
+    )
+    return np.concatenate(list(chunks), axis=1)
+
+
+@pytest.mark.parametrize("weights", [[0.3, 0.7], [1.5, -0.5], [0.5, 0.75, -0.25]])
+def test_a_blend_adds_up_weighted_log_probabilities(
+    config: ModelConfig, weights: list[float]
+) -> None:
+    """By whole forward passes and NumPy, past the end of the window."""
+    body = [7, 9, 11]
+    contexts = [[opener, *body] for opener in range(1, 1 + len(weights))]
+    start = [list(context) for context in contexts]
+    expected = []
+    for _ in range(80):
+        total = np.zeros(config.vocab_size)
+        for context, weight in zip(contexts, weights, strict=True):
+            padded = np.zeros((1, config.block_size), np.int32)
+            padded[0, : len(context)] = context
+            logits = np.asarray(full_forward(config)(jnp.asarray(padded)), np.float64)
+            logits = logits[0, len(context) - 1]
+            total += weight * (logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+        expected.append(int(total.argmax()))
+        for context in contexts:
+            context.append(expected[-1])
+            if len(context) > config.block_size:
+                context[1:] = context[-(config.block_size // 2 - 1) :]
+    assert len(set(expected)) > 10
+    assert blended(config, start, weights, 80)[0].tolist() == expected
+
+
+def test_blended_texts_are_drawn_as_if_alone(config: ModelConfig) -> None:
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+    rows = [[1, 5, 6], [2, 5, 6]]
+    batch = blended(config, rows * 3, [0.4, 0.6], 20, sampling=sampling)
+    np.testing.assert_array_equal(
+        batch[:1], blended(config, rows, [0.4, 0.6], 20, sampling=sampling)
+    )
+    assert len({tuple(text) for text in batch}) == 3
+
+
+def test_a_blend_is_renormalised() -> None:
+    """The geometric mean of (3/4, 1/4) and (1/4, 3/4) is even; (1.5, -0.5) makes 27 to 1 of 3."""
+    logits = jnp.log(jnp.array([[0.75, 0.25], [0.25, 0.75]])) + 3.0  # as logits, to a constant
+    even = blend_logits(logits, jnp.array([0.5, 0.5]))
+    np.testing.assert_allclose(jax.nn.softmax(even), [[0.5, 0.5]], rtol=1e-6)
+    more = blend_logits(logits, jnp.array([1.5, -0.5]))
+    np.testing.assert_allclose(jax.nn.softmax(more), [[0.9, 0.1]], rtol=1e-5)
+
+
+def test_many_streams_write_what_one_does(config: ModelConfig) -> None:
+    """Their prompts are read in shorter chunks, and their caches begin shorter."""
+    config = ModelConfig(**vars(config) | {"block_size": 100})
+    prompts = np.random.default_rng(0).integers(3, 320, (40, 20)).tolist()
+    together = write(config, prompts, 60)
+    for number in (0, 39):
+        assert together[number].tolist() == by_full_forward(config, prompts[number], 60)
 
 
 def test_rows_may_have_prompts_of_their_own(config: ModelConfig) -> None:

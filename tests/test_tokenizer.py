@@ -38,7 +38,9 @@ def test_token_bytes_add_up_to_the_text(text: str) -> None:
 
 
 def test_voices_of_the_text_and_end_of_text_become_special() -> None:
-    assert set(special_tokens(SHARED)) == {"<|endoftext|>", "<|wilde|>", "<|lovecraft|>"}
+    assert set(special_tokens(SHARED)) == {
+        "<|endoftext|>", "<|any|>", "<|wilde|>", "<|lovecraft|>",
+    }  # fmt: skip
     assert set(voices(SHARED)) == {"wilde", "lovecraft"}
     table = token_bytes(SHARED)
     assert all(table[index] == b"" for index in special_tokens(SHARED).values())

@@ -5,18 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gothic_jax.config import get_config, model_config
-from gothic_jax.evaluate import token_losses
-from gothic_jax.model import Params, init_params
+from gothic_jax.dataset import NOTHING
+from gothic_jax.model import Params, graph, init_params
 from gothic_jax.optimizer import (
     apply_gradient_sum,
     init_optimizer,
     learning_rate_schedule,
     make_optimizer,
 )
+from gothic_jax.scoring import token_losses
 from gothic_jax.step import Metrics, TrainState, data_mesh, make_train_step
 from tests.common import SETTINGS, TINY, Workplace
 
@@ -65,6 +67,26 @@ def test_k_micro_batches_equal_one_batch_of_all() -> None:
     np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], other_metrics["gradient_norm"], rtol=1e-5)
     # AdamW's first step is lr * sign(gradient) nearly, which magnifies rounding near 0.
+    assert_close(state.params, other.params, atol=2e-5)
+
+
+def test_every_token_counts_the_same_however_windows_are_filled() -> None:
+    """Windows of 32, 20 and 5 tokens: the mean is over the 57, in one batch and in three."""
+    whole = tiny_config(gradient_accumulation_steps=1, batch_size=3)
+    batch = windows(whole)
+    batch[0, 1, 21:] = NOTHING
+    batch[0, 2, 6:] = NOTHING
+    model = nnx.merge(graph(model_config(whole), jnp.float32), new_state(whole).params)
+    nats = [
+        token_losses(model(window[None, :-1]), window[None, 1:]).sum()
+        for window in map(jnp.asarray, (batch[0, 0], batch[0, 1, :21], batch[0, 2, :6]))
+    ]
+    state, metrics = step(whole, batch)
+    np.testing.assert_allclose(metrics["loss"], sum(nats) / 57, rtol=1e-5)
+    divided = tiny_config(gradient_accumulation_steps=3, batch_size=1)
+    other, other_metrics = step(divided, batch.reshape(3, 1, -1))
+    np.testing.assert_allclose(metrics["loss"], other_metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["gradient_norm"], other_metrics["gradient_norm"], rtol=1e-5)
     assert_close(state.params, other.params, atol=2e-5)
 
 

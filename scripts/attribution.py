@@ -1,0 +1,219 @@
+r"""Asks a classifier that is not the model whose voice the model's texts are in.
+
+    scripts/install.sh dev,plots
+    .venv/bin/python scripts/attribution.py checkpoints/laptop/best \
+        --output docs/results/attribution.json --picture docs/blend-curve.png
+
+The classifier (character n-grams, TF-IDF, logistic regression) learns from the works themselves
+and is tested on works that it has not seen. Then it is shown what the model writes in each voice,
+and in blends from all of the one to all of the other.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from gothic_jax import checkpoint, novelty, seal
+from gothic_jax.chat import Settings, Writer, load_writer
+from gothic_jax.device import select_device
+from gothic_jax.novelty import PASSAGE_WORDS, find_words
+from gothic_jax.sampler import Sampling
+from gothic_jax.texts import find_text, read_text, split_works
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+PROMPTS = ("The", "It was", "There is", "In the", "When I", "He had", "And so", "One evening")
+FOLDS = 10
+
+
+class Passages(NamedTuple):
+    """Passages of a sample's length."""
+
+    texts: list[str]
+    voices: list[str]
+    works: list[int]
+
+
+def passages(paths: list[Path], words: int) -> Passages:
+    """The works of some texts, cut into passages; a shorter rest is left out."""
+    result = Passages([], [], [])
+    works = [work for path in paths for work in split_works(read_text(path))]
+    for number, work in enumerate(works):
+        found = find_words(work.text)
+        for start in range(0, len(found) - words + 1, words):
+            begin, end = found[start].start(), found[start + words - 1].end()
+            result.texts.append(work.text[begin:end])
+            result.voices.append(work.voice)
+            result.works.append(number)
+    return result
+
+
+def make_classifier() -> Pipeline:
+    """Not trained yet. Both voices weigh the same, however much there is of each."""
+    return make_pipeline(
+        TfidfVectorizer(analyzer="char", ngram_range=(1, 4), min_df=3, sublinear_tf=True),
+        LogisticRegression(C=30.0, class_weight="balanced", max_iter=1000),
+    )
+
+
+def share_right(right: np.ndarray) -> dict[str, float]:
+    """The share of what is right, with Wilson's 95% interval."""
+    n, p, z = len(right), float(np.mean(right)), 1.96
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return {"share": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "of": n}
+
+
+def leaving_works_out(known: Passages, folds: int) -> dict[str, dict[str, float]]:
+    """How often the classifier is right about passages of works that it has not seen."""
+    said = cross_val_predict(
+        make_classifier(),
+        known.texts,
+        known.voices,
+        groups=known.works,
+        cv=GroupKFold(folds, shuffle=True, random_state=0),
+    )
+    truth = np.array(known.voices)
+    return {voice: share_right(said[truth == voice] == voice) for voice in sorted(set(truth))}
+
+
+def written(
+    writer: Writer, blend: dict[str, float], per_prompt: int, max_tokens: int, seed: int
+) -> list[str]:
+    """What the model writes after each of PROMPTS; the prompts themselves are left out."""
+    settings = Settings(Sampling(), max_tokens, blend, seed)
+    texts = []
+    for number, prompt in enumerate(PROMPTS):
+        pieces = writer.write(writer.encode(prompt), settings, per_prompt, seed + number)
+        texts += ["".join(parts) for parts in zip(*pieces, strict=True)]
+    return [text for text in texts if len(find_words(text)) >= 20]
+
+
+def novelty_of(texts: list[str], index: novelty.Index) -> dict[str, Any]:
+    """What some texts share with the training works: means, and the longest span's median."""
+    measured = [index.measure(text) for text in texts]
+    longest = sorted(one.longest.words if one.longest else 0 for one in measured)
+    return {
+        "texts": len(texts),
+        "longest_median": longest[len(longest) // 2],
+        "longest_max": longest[-1],
+        "copied": float(np.mean([one.copied for one in measured])),
+        "new_ngrams": np.mean([one.new_ngrams for one in measured], axis=0).tolist(),
+    }
+
+
+def draw(report: dict[str, Any], picture: Path) -> None:
+    """The blend curve: what share of the texts is given to the second voice, by its weight."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    first, second = report["voices"]
+    rows = report["blends"]
+    weights = [row["weight"] for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    shares = [100 * row["attributed"]["share"] for row in rows]
+    low = [100 * (row["attributed"]["share"] - row["attributed"]["low"]) for row in rows]
+    high = [100 * (row["attributed"]["high"] - row["attributed"]["share"]) for row in rows]
+    axes.errorbar(weights, shares, [low, high], marker="o", capsize=3, label="attributed texts")
+    means = [100 * row["probability"] for row in rows]
+    axes.plot(weights, means, marker="s", linestyle="--", label="mean probability")
+    axes.set(
+        xlabel=f"weight of {second} (that of {first} is the rest)",
+        ylabel=f"taken for {second}, %",
+        xticks=weights,
+        ylim=(-3, 103),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report's shares as Markdown."""
+
+    def told(share: dict[str, float]) -> str:
+        return f"{share['share']:.0%} of {share['of']} ({share['low']:.0%} to {share['high']:.0%})"
+
+    first, second = report["voices"]
+    lines = [f"| text | taken for {second} | mean probability |", "|---|---|---|"]
+    for voice, share in report["works_left_out"].items():
+        other = (
+            share
+            if voice == second
+            else share
+            | {"share": 1 - share["share"], "low": 1 - share["high"], "high": 1 - share["low"]}
+        )
+        lines.append(f"| {voice}, works left out | {told(other)} | |")
+    for row in report["blends"]:
+        weight = row["weight"]
+        name = f"{first} {1 - weight:g}, {second} {weight:g}"
+        lines.append(f"| {name} | {told(row['attributed'])} | {row['probability']:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table, and writes report and picture where they are asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("--output", type=Path, help="the JSON file to write")
+    parser.add_argument("--picture", type=Path, help="the PNG file to write")
+    parser.add_argument("--per-prompt", type=int, default=16, help="texts for each prompt")
+    parser.add_argument("--words", type=int, default=PASSAGE_WORDS, help="of a work's passage")
+    parser.add_argument("--folds", type=int, default=FOLDS)
+    arguments = parser.parse_args()
+
+    location = checkpoint.locate(arguments.checkpoint)
+    meta = checkpoint.load_meta(location)
+    writer = load_writer(location, meta, None, select_device("auto"))
+    first, second = sorted(writer.voices, reverse=True)[:2]
+    data = Path(meta.config["data_dir"])
+    train, held_out = (find_text(meta.config[f"{name}_file"], data) for name in ("train", "val"))
+    known = passages([train, held_out], arguments.words)
+    report: dict[str, Any] = {
+        "command": f"scripts/attribution.py {arguments.checkpoint}",
+        "checkpoint": str(location),
+        "versions": seal.environment(),
+        "voices": [first, second],
+        "passage_words": arguments.words,
+        "works_left_out": leaving_works_out(known, arguments.folds),
+        "blends": [],
+        "novelty": {},
+    }
+    classifier = make_classifier().fit(known.texts, known.voices)
+    column = list(classifier.classes_).index(second)
+    # A word is about four thirds of a token.
+    max_tokens = math.ceil(arguments.words * 4 / 3)
+    index = novelty.load_for(meta.config, meta.train_sha256)
+    for weight in WEIGHTS:
+        blend = {first: 1 - weight, second: weight}
+        texts = written(writer, blend, arguments.per_prompt, max_tokens, seed=0)
+        probability = classifier.predict_proba(texts)[:, column]
+        report["blends"].append(
+            {
+                "weight": weight,
+                "attributed": share_right(probability > 0.5),
+                "probability": float(probability.mean()),
+            }
+        )
+        if weight in (0.0, 1.0):
+            report["novelty"][second if weight else first] = novelty_of(texts, index.words)
+    report["novelty"]["held out"] = index.baseline
+    print(table(report))
+    print(json.dumps(report["novelty"], indent=1))
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.picture is not None:
+        draw(report, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

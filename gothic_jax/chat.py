@@ -487,6 +487,11 @@ def _replay(parser: ArgumentParser, arguments: argparse.Namespace, device: jax.D
                 " settings; leave it out"
             )
     path, receipt = receipts.load(arguments.replay)
+    if arguments.checkpoint is None and receipt.iteration not in checkpoint.iterations(path.parent):
+        raise UserError(
+            f"{path.parent} does not hold checkpoint {receipt.iteration}, which wrote this sample;"
+            " name it, or one to write it instead, with --checkpoint"
+        )
     name = arguments.checkpoint or str(path.parent / str(receipt.iteration))
     location = checkpoint.locate(name)
     meta = checkpoint.load_meta(location)

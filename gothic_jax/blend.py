@@ -23,6 +23,8 @@ def complete(blend: Blend, voices: Collection[str]) -> dict[str, float]:
             else f"there is no voice {unknown[0]!r}, nor any other: this model was trained on a"
             " text without voices"
         )
+    if blend and not any(blend.values()):
+        raise UserError("the blend has no weight but 0; give one voice another")
     weights = dict(blend)
     left = 1 - sum(weights.values())
     if abs(left) > 1e-9:

@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from gothic_jax import checkpoint, manifest, novelty, receipts, seal, style
+from gothic_jax import checkpoint, novelty, receipts, seal, style
 from gothic_jax.attention import choose
 from gothic_jax.blend import Blend, complete
 from gothic_jax.blend import describe as describe_blend
@@ -159,10 +159,7 @@ class Chat:
         self._samples = samples
         self._best_of = best_of
         self._index = index
-        self._facts: tuple[str, dict[str, str]] | None = (
-            manifest.seal(location.path),
-            seal.environment(),
-        )
+        self._circumstances: dict[str, str] | None = receipts.circumstances(location)
         self._last: tuple[str, str] | None = None
 
     def reply(self, prompt: str, settings: Settings) -> None:
@@ -179,8 +176,7 @@ class Chat:
         print(f"seed {seed}", file=sys.stderr)
         pieces = self.writer.write(ids, settings, self._samples, seed)
         if self._samples == 1 and self._index is None:
-            texts = [self._stream(prompt, pieces)]
-            shown = [0]
+            texts, shown = [self._stream(prompt, pieces)], [0]
         else:
             texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
             shown = [*range(len(texts))]
@@ -192,13 +188,14 @@ class Chat:
         self._write_receipts(prompt, settings, seed, {n: texts[n] for n in shown})
 
     def _stream(self, prompt: str, pieces: Iterator[list[str]]) -> str:
-        written = []
+        written = ""
         print(prompt, end="", flush=True)
         for (text,) in pieces:
-            written.append(text)
+            written += text
+            self._last = prompt, written  # what a person who stops it has seen
             print(text, end="", flush=True)
         print()
-        return "".join(written)
+        return written
 
     def _show(self, prompt: str, text: str, number: int) -> None:
         if self._samples > 1:
@@ -217,19 +214,14 @@ class Chat:
         """The samples from the best on, told in a table: least copied, then nearest in style."""
         assert self._index is not None
         measured = [self._index.words.measure(text) for text in texts]
-        has_style = len(self.writer.voices) > 1
+        meter = self.writer.meter if len(self.writer.voices) > 1 else None
+        sentences = [meter.sentences(text, prompt) if meter else [] for text in texts]
         towards = [
-            self.writer.meter.whole(text, prompt).towards(blend)
-            if has_style and text.strip()
-            else 0.0
-            for text in texts
+            style.together(leans, text).towards(blend) if leans else 0.0
+            for text, leans in zip(texts, sentences, strict=True)
         ]
 
-        def key(number: int) -> tuple[float, ...]:
-            # A text that ended before it began copies nothing, and is the last one wanted.
-            return measured[number].words == 0, measured[number].copied, -towards[number]
-
-        order = sorted(range(len(texts)), key=key)
+        order = rank(measured, towards)
         print("  sample  words  copied  longest span  style")
         for number in order:
             longest = measured[number].longest
@@ -249,9 +241,8 @@ class Chat:
     def _write_receipts(
         self, prompt: str, settings: Settings, seed: int, shown: dict[int, str]
     ) -> None:
-        if self._facts is None:
+        if self._circumstances is None:
             return
-        checkpoint_seal, environment = self._facts
         written = [
             Receipt(
                 text=text,
@@ -263,27 +254,36 @@ class Chat:
                 sample=number + 1,
                 samples=self._samples,
                 iteration=self._location.iteration,
-                seal=checkpoint_seal,
-                environment=environment,
+                circumstances=self._circumstances,
             )
             for number, text in shown.items()
         ]
         try:
             receipts.append(self._location.run, written)
         except UserError as error:
-            self._facts = None
+            self._circumstances = None
             print(f"warning: no receipts are kept: {error}", file=sys.stderr)
+
+
+def rank(measured: Sequence[novelty.Novelty], towards: Sequence[float]) -> list[int]:
+    """Samples from the best on: those that copy least, among them the nearest in style."""
+
+    def key(number: int) -> tuple[bool, float, float]:
+        # A text that ended before it began copies nothing, and is the last one wanted.
+        return measured[number].words == 0, measured[number].copied, -towards[number]
+
+    return sorted(range(len(measured)), key=key)
 
 
 def replay(writer: Writer, location: checkpoint.Location, receipt: Receipt) -> int:
     """Writes a receipt's sample once more; 0 if it is the same text, 1 if not."""
     settings = Settings(receipt.sampling, receipt.max_tokens, receipt.blend, receipt.seed)
     check(settings)
+    differing = seal.differences(receipt.circumstances, receipts.circumstances(location))
     ids = writer.encode(receipt.prompt)
     pieces = writer.write(ids, settings, receipt.samples, receipt.seed)
     text = "".join(parts[receipt.sample - 1] for parts in pieces)
     print(receipt.prompt + text)
-    differing = receipt.differences(location)
     if text == receipt.text:
         print("the same text as in the receipt", file=sys.stderr)
         return 0
@@ -326,7 +326,8 @@ def change(settings: Settings, name: str, value: str, writer: Writer) -> Setting
                 blend = {} if value == "none" else {value: 1.0}
                 settings = settings._replace(blend=blend)
             case "blend":
-                settings = settings._replace(blend=parse_weights(value, name="/blend"))
+                blend = parse_weights(value, name="/blend", known=writer.voices)
+                settings = settings._replace(blend=blend)
             case _:
                 raise UserError(f"unknown command /{name}; /help lists them")
     except ValueError as error:
@@ -443,16 +444,12 @@ def main(argv: Sequence[str]) -> int:
 
     device = select_device(arguments.device)
     if arguments.replay is not None:
-        return _replay(parser, arguments, device)
+        return _replay(argv, arguments, device)
     if arguments.checkpoint is None:
         raise UserError("--checkpoint is missing; name RUN/best, RUN/latest or RUN/ITERATION")
     samples = arguments.num_samples if arguments.best_of is None else arguments.best_of
-    blend: Blend = {}
-    if arguments.voice is not None:
-        blend = {arguments.voice: 1.0}
-    elif arguments.blend is not None:
-        blend = parse_weights(arguments.blend, name="--blend")
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    blend: Blend = {} if arguments.voice is None else {arguments.voice: 1.0}
     settings = Settings(sampling, arguments.max_tokens, blend, arguments.seed)
     check(settings)
     if samples < 1:
@@ -468,6 +465,9 @@ def main(argv: Sequence[str]) -> int:
     index = novelty.load_for(meta.config, meta.train_sha256) if wanted else None
     with out_of_memory_told("lower --num-samples, or write with --device cpu"):
         writer = load_writer(location, meta, arguments.tokenizer, device)
+        if arguments.blend is not None:
+            blend = parse_weights(arguments.blend, name="--blend", known=writer.voices)
+            settings = settings._replace(blend=blend)
         # A wrong voice is told before anything is compiled.
         complete(blend, writer.voices)
         chat = Chat(writer, location, samples=samples, best_of=best_of, index=index)
@@ -478,13 +478,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _replay(parser: ArgumentParser, arguments: argparse.Namespace, device: jax.Device) -> int:
+def _replay(argv: Sequence[str], arguments: argparse.Namespace, device: jax.Device) -> int:
     """`--replay`: what it does and returns is `replay`'s. Raises UserError."""
-    for name, value in vars(arguments).items():
-        if name not in ("replay", "checkpoint", "device") and value != parser.get_default(name):
+    for option in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
+        if option not in ("--replay", "--checkpoint", "--device"):
             raise UserError(
-                f"--{name.replace('_', '-')} cannot be given with --replay, whose receipt has all"
-                " settings; leave it out"
+                f"{option} cannot be given with --replay, whose receipt has all settings;"
+                " leave it out"
             )
     path, receipt = receipts.load(arguments.replay)
     if arguments.checkpoint is None and receipt.iteration not in checkpoint.iterations(path.parent):

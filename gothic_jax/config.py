@@ -217,7 +217,7 @@ def validate(config: ConfigDict) -> None:
     kinds = {name: type(value) for name, value in flatten(get_config().to_dict()).items()}
     for name, value in flat.items():
         if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
-            raise UserError(f"{name} must be a {kinds[name].__name__}, not {value!r}")
+            raise UserError(f"{name} must be of type {kinds[name].__name__}, not {value!r}")
         if isinstance(value, float) and not abs(value) < MAX_FLOAT:
             raise UserError(f"{name} must be a finite number below {MAX_FLOAT:g}, not {value}")
         if isinstance(value, int) and abs(value) >= 2**32:

@@ -155,10 +155,10 @@ def training_batches(
     probability `voice_dropout`, `<|any|>`; the rest is the work's, NOTHING after its end. Works
     are drawn by `TokenText.shares`, places within a work alike, but for those within half a
     window of its ends, which stand for the first and the last window: so its first and last
-    words are read about as often as the others. The same seed and index give the same batch,
-    whatever came before.
+    words are read half as often as the rest, those a window further in up to 1.5 times. The same
+    seed and index give the same batch, whatever came before.
 
-    Raises UserError where the text is shorter than one window.
+    Raises UserError where the text is shorter than one window, or the weights name other voices.
     """
     if text.tokens.size <= block_size:
         raise UserError(

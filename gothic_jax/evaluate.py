@@ -19,7 +19,7 @@ from gothic_jax.files import sha256
 from gothic_jax.model import graph
 from gothic_jax.scoring import ALL, Evaluator, Score, loss_function
 from gothic_jax.seal import WRITING, differences, environment
-from gothic_jax.texts import find_text, read_text
+from gothic_jax.texts import find_text, read_text, split_works
 from gothic_jax.tokenizer import voices
 
 
@@ -65,10 +65,11 @@ def describe_seal(location: Location) -> Iterator[str]:
 
 
 def _style_report(meter: style.Meter, text: str, *, as_json: bool) -> str:
-    leans, whole = meter.sentences(text), meter.whole(text)
+    leans = [lean for work in split_works(text) for lean in meter.sentences(work.text)]
+    whole = style.together(leans, f"({len(leans)} sentences)")
     if not as_json:
-        return style.table([*leans, whole._replace(text=f"({len(leans)} sentences)")])
-    report = {"all": whole._replace(text="").as_dict()}
+        return style.table([*leans, whole])
+    report = {"all": whole.as_dict()}
     return json.dumps(report | {"sentences": [lean.as_dict() for lean in leans]})
 
 
@@ -123,9 +124,10 @@ def main(argv: Sequence[str]) -> None:
     losses = loss_function(graph(config, dtype), attention)
     if arguments.style is not None:
         text_to_measure = read_text(Path(arguments.style))
-        params = load_params(location, config, SingleDeviceSharding(device))
-        meter = style.Meter(losses, params, tokenizer, voices(tokenizer), config.block_size)
-        print(_style_report(meter, text_to_measure, as_json=arguments.json))
+        with out_of_memory_told("measure with --device cpu"):
+            params = load_params(location, config, SingleDeviceSharding(device))
+            meter = style.Meter(losses, params, tokenizer, voices(tokenizer), config.block_size)
+            print(_style_report(meter, text_to_measure, as_json=arguments.json))
         return
     path = find_text(arguments.file, Path("data/processed"))
     text = encode_text(path, tokenizer)

@@ -57,8 +57,11 @@ def write(folder: Path, known: Entries, pool: Executor) -> None:
 
 
 def seal(folder: Path) -> str:
-    """The seal of a folder that `verify` has checked. Raises Damaged or OSError."""
-    return _read(folder / NAME)[0]
+    """The seal of a folder that `verify` has checked. Raises Damaged."""
+    try:
+        return _read(folder / NAME)[0]
+    except OSError as error:
+        raise Damaged(f"{folder}/{NAME} cannot be read: {error.strerror}") from error
 
 
 def verify(folder: Path) -> str:

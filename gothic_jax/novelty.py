@@ -225,20 +225,31 @@ def _npy(array: np.ndarray) -> bytes:
 def human_baseline(index: Index, text: str) -> dict[str, Any]:
     """What passages of PASSAGE_WORDS of other works share with the training works: means, and the
     longest copied span's median and maximum, in words."""
-    passages = []
-    for work in split_works(text):
-        found = find_words(work.text)
-        for start in range(0, len(found) - PASSAGE_WORDS + 1, PASSAGE_WORDS):
-            begin, end = found[start].start(), found[start + PASSAGE_WORDS - 1].end()
-            passages.append(work.text[begin:end])
+    works = split_works(text)
+    passages = [one for work in works for one in cut_passages(work.text, PASSAGE_WORDS)]
     if not passages:
         raise UserError(f"the held-out text has no passage of {PASSAGE_WORDS} words; name another")
     step = -(-len(passages) // BASELINE_PASSAGES)
     measured = [index.measure(passage) for passage in passages[::step]]
+    return {"passages": len(measured), "passage_words": PASSAGE_WORDS} | summarise(measured)
+
+
+def cut_passages(text: str, words: int) -> list[str]:
+    """The text in passages of so many words; a shorter rest is left out."""
+    found = find_words(text)
+    return [
+        text[found[start].start() : found[start + words - 1].end()]
+        for start in range(0, len(found) - words + 1, words)
+    ]
+
+
+def summarise(measured: Sequence[Novelty]) -> dict[str, Any]:
+    """Means over some texts, and the longest copied span's median and maximum, in words.
+
+    All texts must have MAX_NGRAM words or more.
+    """
     longest = sorted(one.longest.words if one.longest else 0 for one in measured)
     return {
-        "passages": len(measured),
-        "passage_words": PASSAGE_WORDS,
         "longest_median": longest[len(longest) // 2],
         "longest_max": longest[-1],
         "copied": float(np.mean([one.copied for one in measured])),

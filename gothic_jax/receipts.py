@@ -4,6 +4,7 @@ They stand in `samples.jsonl` beside a run's checkpoints, one JSON object a line
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -13,11 +14,14 @@ from typing import Any
 from gothic_jax import manifest, seal
 from gothic_jax.checkpoint import Location
 from gothic_jax.cli import UserError
+from gothic_jax.device import default_device
 from gothic_jax.files import UNSOUND, parse_json
 from gothic_jax.sampler import Sampling
 from gothic_jax.texts import MAX_WEIGHT
 
 NAME = "samples.jsonl"
+MAX_SAMPLES = 2**16
+"""Of one batch; more is a slip of the keyboard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +40,21 @@ class Receipt:
     samples: int
     iteration: int
     """Of the checkpoint."""
-    seal: str
-    """The checkpoint's: `manifest.verify` gives it."""
-    environment: dict[str, str]
-    """`seal.environment` of the process that wrote it."""
+    circumstances: dict[str, str]
+    """As `circumstances` gave them."""
 
-    def differences(self, location: Location) -> list[str]:
-        """What is not as it was when the sample was written."""
-        before = {"checkpoint": self.seal} | self.environment
-        now = {"checkpoint": manifest.seal(location.path)} | seal.environment()
-        return seal.differences(before, now)
+
+def circumstances(location: Location) -> dict[str, str]:
+    """All that a sample depends on besides its settings: checkpoint, device, `seal.environment`.
+
+    Raises UserError where the checkpoint is gone.
+    """
+    device = default_device()
+    return {
+        "checkpoint": manifest.seal(location.path),
+        "device": f"{device.platform} ({device.device_kind})",
+        **seal.environment(),
+    }
 
 
 def append(run: Path, receipts: list[Receipt]) -> None:
@@ -55,7 +64,8 @@ def append(run: Path, receipts: list[Receipt]) -> None:
         # One write at the end of the file: no other chat's lines come between.
         descriptor = os.open(run / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, content)
+            if os.write(descriptor, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -96,23 +106,27 @@ def _checked(value: Any) -> Receipt:
     """A receipt from JSON of whatever origin; raises one of UNSOUND."""
     if value.keys() != {field.name for field in dataclasses.fields(Receipt)}:
         raise ValueError("it has other parts")
-    for name, kind in (("text", str), ("prompt", str), ("seal", str), ("environment", dict)):
-        if not isinstance(value[name], kind):
+    for name in ("text", "prompt"):
+        if not isinstance(value[name], str):
             raise ValueError(f"its {name} is {value[name]!r}")
     for name in ("max_tokens", "seed", "sample", "samples", "iteration"):
         if type(value[name]) is not int or not 0 <= value[name] < 2**32:
             raise ValueError(f"its {name} is {value[name]!r}")
-    if not 1 <= value["sample"] <= value["samples"]:
+    if not 1 <= value["sample"] <= value["samples"] <= MAX_SAMPLES:
         raise ValueError("its sample is none of its samples")
-    for voice, weight in value["blend"].items():
-        if not isinstance(weight, int | float) or not abs(weight) <= MAX_WEIGHT:
-            raise ValueError(f"its weight of {voice} is {weight!r}")
-    kinds = {"temperature": (int, float), "top_k": (int,), "top_p": (int, float)}
-    if value["sampling"].keys() != kinds.keys():
-        raise ValueError("its sampling has other parts")
-    for name, allowed in kinds.items():
-        if type(value["sampling"][name]) not in allowed:
-            raise ValueError(f"its {name} is {value['sampling'][name]!r}")
-    if not all(isinstance(fact, str) for fact in value["environment"].values()):
-        raise ValueError("its environment is no list of facts")
-    return Receipt(**value | {"sampling": Sampling(**value["sampling"])})
+    blend = {voice: _number(weight) for voice, weight in value["blend"].items()}
+    if not all(abs(weight) <= MAX_WEIGHT for weight in blend.values()):
+        raise ValueError(f"its blend is {blend}")
+    top_k = value["sampling"]["top_k"]
+    if value["sampling"].keys() != {*Sampling._fields} or type(top_k) is not int:
+        raise ValueError("its sampling is not as gothic-chat writes it")
+    temperature, top_p = (_number(value["sampling"][name]) for name in ("temperature", "top_p"))
+    if not all(isinstance(fact, str) for fact in value["circumstances"].values()):
+        raise ValueError("its circumstances are no list of facts")
+    return Receipt(**value | {"blend": blend, "sampling": Sampling(temperature, top_k, top_p)})
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)

@@ -150,28 +150,27 @@ class Sampler:
         self,
         params: Params,
         caches: list[KVCache],
-        token: Int[Array, " text"],
+        last: Int[Array, " row"],
         start: Int[Array, ""],
         written: Int[Array, ""],
         manner: _Manner,
         candidates: int,
-    ) -> tuple[list[KVCache], Int[Array, " text"], Int[Array, "text chunk"]]:
+    ) -> tuple[list[KVCache], Int[Array, " row"], Int[Array, "text chunk"]]:
         model = nnx.merge(self._graph, params)
         keys, settings, weights = manner
         voices = weights.size
 
         def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Array]:
-            recent, token = carry
-            rows = jnp.repeat(token, voices)[:, None]
-            hidden, recent = model.extend(rows, caches, start, recent, i)
+            recent, last = carry
+            hidden, recent = model.extend(last[:, None], caches, start, recent, i)
             logits = blend_logits(model.logits(hidden[:, 0]), weights)
             step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, written + i)
             token = draw(logits, step_keys, settings, candidates)
-            return (recent, token), token
+            return (recent, jnp.repeat(token, voices)), token
 
-        nothing = self._empty_caches(len(token) * voices, DECODE_CHUNK)
-        (recent, token), tokens = jax.lax.scan(step, (nothing, token), jnp.arange(DECODE_CHUNK))
-        return _write(caches, recent, start), token, tokens.T
+        nothing = self._empty_caches(len(last), DECODE_CHUNK)
+        (recent, last), tokens = jax.lax.scan(step, (nothing, last), jnp.arange(DECODE_CHUNK))
+        return _write(caches, recent, start), last, tokens.T
 
     def _cache_length(self, past: int, batch: int) -> int:
         """The least of 128, 256, 512, ... or the block that holds the past, and a chunk more.
@@ -239,16 +238,16 @@ class Sampler:
         written = 0
         while written < max_tokens:
             caches, position = self._read(params, context)
-            token = jnp.asarray(context[::voices, -1])
+            last = jnp.asarray(context[:, -1])
             pieces: list[np.ndarray] = []
             budget = min(block - position, max_tokens - written)
             unread = None
             for done in range(0, budget, DECODE_CHUNK):
                 caches = self._grown(caches, position + done)
-                caches, token, chunk = self._decode(
+                caches, last, chunk = self._decode(
                     params,
                     caches,
-                    token,
+                    last,
                     jnp.int32(position + done),
                     jnp.int32(written + done),
                     manner,
@@ -259,8 +258,8 @@ class Sampler:
                     pieces.append(np.asarray(unread))
                     yield pieces[-1]
                 unread = chunk
-            last = budget - sum(piece.shape[1] for piece in pieces)
-            pieces.append(np.asarray(unread)[:, :last])
+            missing = budget - sum(piece.shape[1] for piece in pieces)
+            pieces.append(np.asarray(unread)[:, :missing])
             yield pieces[-1]
             written += budget
             new = np.repeat(np.concatenate(pieces, axis=1), voices, axis=0)

@@ -87,26 +87,18 @@ class Meter:
     def sentences(self, text: str, prompt: str = "") -> list[Lean]:
         """The lean of each sentence of `text`, as the words that follow `prompt`."""
         nats, ends = self._measured(prompt + text)
-        first = len(prompt.encode())
-        edges = [first + len(text[:edge].encode()) for edge in _sentence_edges(text)]
-        # A token belongs where its last byte lies: its first may be the space before a word.
-        sentence = np.searchsorted(edges, ends, side="left")
-        data = (prompt + text).encode()
+        begin, byte = 0, len(prompt.encode())
+        first = int(np.searchsorted(ends, byte, side="right"))
         leans = []
-        for number, (begin, end) in enumerate(zip([first, *edges], edges, strict=False)):
-            own = (sentence == number) & (ends > first)
-            words = " ".join(data[begin:end].decode().split())
-            if own.any() and words:
-                leans.append(self._lean(words, nats[:, own]))
+        for edge in _sentence_edges(text):
+            piece, begin = text[begin:edge], edge
+            byte += len(piece.encode())
+            # A token belongs where its last byte lies: its first may be the space before a word.
+            last = int(np.searchsorted(ends, byte, side="right"))
+            if last > first:
+                leans.append(self._lean(" ".join(piece.split()), nats[:, first:last]))
+            first = last
         return leans
-
-    def whole(self, text: str, prompt: str = "") -> Lean:
-        """The lean of all of `text`, as the words that follow `prompt`."""
-        nats, ends = self._measured(prompt + text)
-        own = ends > len(prompt.encode())
-        if not own.any():
-            raise UserError("there is no word whose style could be measured")
-        return self._lean(text, nats[:, own])
 
     def _lean(self, text: str, nats: Float[np.ndarray, "voice token"]) -> Lean:
         means = (-nats.mean(axis=1)).tolist()
@@ -133,6 +125,21 @@ class Meter:
         ]
         together = np.concatenate(nats, axis=1) if nats else np.zeros((voices, 0))
         return together, np.cumsum(self._bytes[ids])
+
+
+def together(leans: Sequence[Lean], text: str) -> Lean:
+    """The lean of all these sentences as one, called `text`. Raises UserError where none is."""
+    if not leans:
+        raise UserError("there is no sentence whose style could be measured; give a longer text")
+    tokens = sum(lean.tokens for lean in leans)
+    return Lean(
+        text,
+        tokens,
+        {
+            voice: sum(lean.tokens * lean.log_likelihood[voice] for lean in leans) / tokens
+            for voice in leans[0].log_likelihood
+        },
+    )
 
 
 def _sentence_edges(text: str) -> list[int]:

@@ -6,7 +6,7 @@ such lines is one work of no voice.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ RESERVED_VOICES = frozenset({"all", ANY, "endoftext", "mixed", "none"})
 MARKER = re.compile(rf"<\|({VOICE_NAME.pattern})\|>")
 """A special token; its group is the name."""
 MAX_WEIGHT = 100.0
+"""Beyond it, either way, log-probabilities would only lose their last digits."""
 _MARKER_LINE = re.compile(rf"^{MARKER.pattern}$", re.MULTILINE)
 
 
@@ -36,11 +37,13 @@ def voice_token(voice: str) -> str:
     return f"<|{voice}|>"
 
 
-def parse_weights(text: str, *, name: str) -> dict[str, float]:
-    """The weights of voices as `wilde=0.3,lovecraft=0.7` gives them.
+def parse_weights(text: str, *, name: str, known: Collection[str] = ()) -> dict[str, float]:
+    """The weights of voices as `wilde=0.3,lovecraft=0.7` gives them, each at most MAX_WEIGHT.
 
-    `name` is what the user gave them as, for the UserError where they are malformed or all 0.
+    For the UserError where they are malformed or all 0, `name` is what the user gave them as, and
+    `known` are the voices that there are, if that is known.
     """
+    there_are = f"; the voices are {', '.join(known)}" if known else ""
     weights: dict[str, float] = {}
     for part in text.split(","):
         voice, _, number = (piece.strip() for piece in part.partition("="))
@@ -48,16 +51,18 @@ def parse_weights(text: str, *, name: str) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if not VOICE_NAME.fullmatch(voice) or not abs(weight) <= MAX_WEIGHT:
+        if not VOICE_NAME.fullmatch(voice) or math.isnan(weight):
             raise UserError(
                 f"{name} must be voices and their weights, as in wilde=0.3,lovecraft=0.7, and"
-                f" {part.strip()!r} is none"
+                f" {part.strip()!r} is none{there_are}"
             )
+        if abs(weight) > MAX_WEIGHT:
+            raise UserError(f"{name}: the weight of {voice} must be at most {MAX_WEIGHT:g}")
         if voice in weights:
             raise UserError(f"{name} names {voice} twice; once is enough")
         weights[voice] = weight
     if not any(weights.values()):
-        raise UserError(f"{name} has no weight but 0; give one voice another")
+        raise UserError(f"{name} has no weight but 0; give one voice another{there_are}")
     return weights
 
 

@@ -149,9 +149,11 @@ class Run:
 
     @property
     def tokens_per_iteration(self) -> int:
-        """Tokens predicted in one iteration."""
-        config = self.config
-        return config.gradient_accumulation_steps * config.batch_size * self.shape.block_size
+        """Tokens predicted in one iteration, on average: short works fill no window."""
+        config, text = self.config, self.train_text
+        filled = np.minimum(text.lengths, self.shape.block_size)
+        in_window = float(text.shares(self.voice_weights) @ filled)
+        return round(config.gradient_accumulation_steps * config.batch_size * in_window)
 
     def describe(self) -> Iterator[str]:
         """What a person wants to know before the wait."""

@@ -9,9 +9,10 @@ and is tested on works that it has not seen. Then it is shown what the model wri
 and in blends from all of the one to all of the other.
 """
 
-import argparse
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,16 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from gothic_jax import checkpoint, novelty, seal
 from gothic_jax.chat import Settings, Writer, load_writer
+from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import select_device
-from gothic_jax.novelty import PASSAGE_WORDS, find_words
+from gothic_jax.novelty import PASSAGE_WORDS, cut_passages, find_words, summarise
 from gothic_jax.sampler import Sampling
 from gothic_jax.texts import find_text, read_text, split_works
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROMPTS = ("The", "It was", "There is", "In the", "When I", "He had", "And so", "One evening")
 FOLDS = 10
+SHORTEST = 20
 
 
 class Passages(NamedTuple):
@@ -42,14 +45,12 @@ class Passages(NamedTuple):
 
 
 def passages(paths: list[Path], words: int) -> Passages:
-    """The works of some texts, cut into passages; a shorter rest is left out."""
+    """The works of some texts, cut into passages."""
     result = Passages([], [], [])
     works = [work for path in paths for work in split_works(read_text(path))]
     for number, work in enumerate(works):
-        found = find_words(work.text)
-        for start in range(0, len(found) - words + 1, words):
-            begin, end = found[start].start(), found[start + words - 1].end()
-            result.texts.append(work.text[begin:end])
+        for text in cut_passages(work.text, words):
+            result.texts.append(text)
             result.voices.append(work.voice)
             result.works.append(number)
     return result
@@ -87,26 +88,16 @@ def leaving_works_out(known: Passages, folds: int) -> dict[str, dict[str, float]
 def written(
     writer: Writer, blend: dict[str, float], per_prompt: int, max_tokens: int, seed: int
 ) -> list[str]:
-    """What the model writes after each of PROMPTS; the prompts themselves are left out."""
+    """What the model writes after each of PROMPTS, which are left out themselves.
+
+    Texts of under SHORTEST words, which say nothing of a voice, are left out too.
+    """
     settings = Settings(Sampling(), max_tokens, blend, seed)
     texts = []
     for number, prompt in enumerate(PROMPTS):
         pieces = writer.write(writer.encode(prompt), settings, per_prompt, seed + number)
         texts += ["".join(parts) for parts in zip(*pieces, strict=True)]
-    return [text for text in texts if len(find_words(text)) >= 20]
-
-
-def novelty_of(texts: list[str], index: novelty.Index) -> dict[str, Any]:
-    """What some texts share with the training works: means, and the longest span's median."""
-    measured = [index.measure(text) for text in texts]
-    longest = sorted(one.longest.words if one.longest else 0 for one in measured)
-    return {
-        "texts": len(texts),
-        "longest_median": longest[len(longest) // 2],
-        "longest_max": longest[-1],
-        "copied": float(np.mean([one.copied for one in measured])),
-        "new_ngrams": np.mean([one.new_ngrams for one in measured], axis=0).tolist(),
-    }
+    return [text for text in texts if len(find_words(text)) >= SHORTEST]
 
 
 def draw(report: dict[str, Any], picture: Path) -> None:
@@ -160,26 +151,32 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+@command("attribution.py")
+def main(argv: Sequence[str]) -> None:
     """Prints the table, and writes report and picture where they are asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = ArgumentParser(
+        prog="attribution.py", description="Attribute what a model writes, by a classifier."
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("--output", type=Path, help="the JSON file to write")
     parser.add_argument("--picture", type=Path, help="the PNG file to write")
     parser.add_argument("--per-prompt", type=int, default=16, help="texts for each prompt")
     parser.add_argument("--words", type=int, default=PASSAGE_WORDS, help="of a work's passage")
     parser.add_argument("--folds", type=int, default=FOLDS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     location = checkpoint.locate(arguments.checkpoint)
     meta = checkpoint.load_meta(location)
     writer = load_writer(location, meta, None, select_device("auto"))
-    first, second = sorted(writer.voices, reverse=True)[:2]
+    index = novelty.load_for(meta.config, meta.train_sha256)
+    if len(writer.voices) != 2:
+        raise UserError(f"{location} has voices {', '.join(writer.voices)}; two can be told apart")
+    first, second = sorted(writer.voices, reverse=True)
     data = Path(meta.config["data_dir"])
     train, held_out = (find_text(meta.config[f"{name}_file"], data) for name in ("train", "val"))
     known = passages([train, held_out], arguments.words)
     report: dict[str, Any] = {
-        "command": f"scripts/attribution.py {arguments.checkpoint}",
+        "command": " ".join(["scripts/attribution.py", *argv]),
         "checkpoint": str(location),
         "versions": seal.environment(),
         "voices": [first, second],
@@ -192,10 +189,11 @@ def main() -> None:
     column = list(classifier.classes_).index(second)
     # A word is about four thirds of a token.
     max_tokens = math.ceil(arguments.words * 4 / 3)
-    index = novelty.load_for(meta.config, meta.train_sha256)
     for weight in WEIGHTS:
         blend = {first: 1 - weight, second: weight}
         texts = written(writer, blend, arguments.per_prompt, max_tokens, seed=0)
+        if not texts:
+            raise UserError(f"the model writes nothing of {SHORTEST} words; train it longer")
         probability = classifier.predict_proba(texts)[:, column]
         report["blends"].append(
             {
@@ -205,7 +203,9 @@ def main() -> None:
             }
         )
         if weight in (0.0, 1.0):
-            report["novelty"][second if weight else first] = novelty_of(texts, index.words)
+            report["novelty"][second if weight else first] = {"texts": len(texts)} | summarise(
+                [index.words.measure(text) for text in texts]
+            )
     report["novelty"]["held out"] = index.baseline
     print(table(report))
     print(json.dumps(report["novelty"], indent=1))
@@ -216,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,11 @@ def test_what_the_voices_leave_of_1_is_all_voices_together(
     assert complete(blend, VOICES) == weights
 
 
-@given(st.dictionaries(st.sampled_from([*VOICES, "any"]), st.floats(-100, 100)))
+@given(
+    st.dictionaries(st.sampled_from([*VOICES, "any"]), st.floats(-100, 100)).filter(
+        lambda blend: not blend or any(blend.values())
+    )
+)
 def test_the_weights_of_a_blend_add_up_to_1(blend: dict[str, float]) -> None:
     weights = complete(blend, VOICES)
     assert sum(weights.values()) == pytest.approx(1, abs=1e-9)
@@ -40,6 +44,10 @@ def test_a_voice_that_the_model_does_not_know_is_told_with_those_it_does() -> No
         complete({"poe": 1.0}, VOICES)
     with pytest.raises(UserError, match="without voices"):
         complete({"poe": 1.0}, [])
+    with pytest.raises(UserError, match="no weight but 0"):
+        complete({"wilde": 0.0}, VOICES)
+    with pytest.raises(UserError, match="the voices are me, poe"):
+        parse_weights("me", name="--blend", known=["me", "poe"])
 
 
 def test_a_blend_is_read_as_it_is_told() -> None:

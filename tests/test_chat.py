@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gothic_jax import chat, checkpoint
+from gothic_jax import chat, checkpoint, evaluate, novelty
 from gothic_jax.chat import Chat, Settings, Writer, change, converse, load_writer, main
 from gothic_jax.checkpoint import Location, load_meta, locate
 from gothic_jax.cli import UserError
 from gothic_jax.device import select_device
 from gothic_jax.sampler import Sampler, Sampling
-from tests.common import Workplace
+from gothic_jax.tokenizer import main as tokenizer_main
+from tests.common import DARK, Workplace
 
 SETTINGS = Settings(Sampling(), max_tokens=20, blend={}, seed=5)
 
@@ -143,10 +144,10 @@ def test_a_long_prompt_keeps_its_end_and_says_so(
         (["--seed", str(2**32)], "seed"),
         (["--voice", "poe"], "lovecraft, wilde"),
         (["--blend", "poe=1"], "lovecraft, wilde"),
-        (["--blend", "wilde"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde"], "the voices are lovecraft, wilde"),
         (["--blend", "wilde=x"], "wilde=0.3,lovecraft=0.7"),
         (["--blend", "wilde=nan"], "wilde=0.3,lovecraft=0.7"),
-        (["--blend", "wilde=1e9"], "wilde=0.3,lovecraft=0.7"),
+        (["--blend", "wilde=1e9"], "at most 100"),
         (["--blend", "wilde=1,"], "wilde=0.3,lovecraft=0.7"),
         (["--blend", "wilde=1,wilde=1"], "twice"),
         (["--blend", "wilde=0,lovecraft=0"], "another"),
@@ -154,7 +155,6 @@ def test_a_long_prompt_keeps_its_end_and_says_so(
         (["--best-of", "2", "--num-samples", "2"], "not allowed with"),
         (["--best-of", "0"], "best-of"),
         (["--best-of", "2"], "gothic-index"),
-        (["--replay", "samples.jsonl", "--voice", "wilde"], "leave it out"),
         (["--device", "abacus"], "auto, cpu or cuda"),
         (["--checkpoint", "nowhere/best"], "gothic-train"),
         (["--tokenizer", "nowhere.json"], "gothic-tokenize"),
@@ -170,6 +170,49 @@ def test_mistakes_are_one_line_that_names_the_cure(
     assert captured.out == ""
     assert cure in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_replay_takes_no_other_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--voice", "wilde"], ["--max-tokens=200"], ["--novelty"]):
+        assert main(["--replay", "samples.jsonl", *option]) == 2
+        assert f"{option[0].partition('=')[0]} cannot be given" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "--checkpoint is missing" in capsys.readouterr().err
+
+
+def test_a_blend_of_one_voice_is_that_voice(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--seed", "3", "--temperature", "1.2"]
+    texts = []
+    for who in (["--voice", "wilde"], ["--blend", "wilde=1"], ["--blend", "wilde=1,lovecraft=0"]):
+        assert main(arguments(trained_once, *flags, *who)) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_text_without_markers_trains_and_writes_as_a_single_voice(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (workplace.root / f"mixed_{split}.txt").write_text(f"{DARK}\n\n" * 12)
+    flags = ["--files", str(workplace.root / "mixed_train.txt"), "--vocab-size", "320"]
+    assert tokenizer_main([*flags, "--output", str(workplace.root / "tokenizer.json")]) == 0
+    assert workplace.train() == 0
+    capsys.readouterr()
+    where = ["--checkpoint", str(workplace.out_dir), "--max-tokens", "12"]
+    assert main(where) == 0
+    assert main([*where, "--voice", "wilde"]) == 2
+    assert "without voices" in capsys.readouterr().err
+    assert evaluate.main(["--checkpoint", str(workplace.out_dir), "--style", "x"]) == 2
+    novelty.build(workplace.root / "mixed_train.txt", None)
+    capsys.readouterr()
+    assert main([*where, "--best-of", "2"]) == 0
+    assert "of 2 ---" in capsys.readouterr().out
+    (workplace.root / "story.txt").write_text(DARK)
+    style = ["--checkpoint", str(workplace.out_dir), "--style", str(workplace.root / "story.txt")]
+    assert evaluate.main(style) == 2
+    assert "two or more" in capsys.readouterr().err
 
 
 def test_cuda_without_cuda_is_told(

@@ -163,6 +163,13 @@ def test_a_broken_config_file_is_told(
         (["--config.model.vocab_size=300"], "--config.model.vocab_size=320"),
         (["--config.batch_size=3"], "2 devices"),
         (["--config.model.block_size=100000"], "block_size"),
+        (["--config.voice_weights=wilde"], "wilde=0.3,lovecraft=0.7"),
+        (["--config.voice_weights=wilde=-1,lovecraft=1"], "below 0"),
+        (["--config.voice_weights=wilde=1"], "lovecraft, wilde"),
+        (["--config.patience=None"], "ill-typed"),
+        (["--config.learning_rate=1e39"], "below 1e+38"),
+        (["--resume", "--overwrite"], "one of them"),
+        (["--train-file", "x" * 300], "cannot be read"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_cure_and_nothing_is_written(
@@ -188,6 +195,13 @@ def test_a_text_with_voices_unknown_to_the_tokenizer_names_the_command(
     error = capsys.readouterr().err
     assert f"gothic-tokenize --files {file}" in error
     assert "poe" in error
+
+
+def test_voices_are_read_by_their_weights(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workplace.train(voice_weights="wilde=1,lovecraft=3") == 0
+    assert "voices: lovecraft 75%, wilde 25% of the windows" in capsys.readouterr().out
 
 
 def test_out_of_memory_names_the_batch(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.chat import main
-from gothic_jax.novelty import build
+from gothic_jax.chat import main, rank
+from gothic_jax.novelty import Novelty, build
 from tests.common import Workplace
 
 
@@ -53,18 +53,24 @@ def test_the_best_of_several_is_the_one_with_a_receipt(
     build(trained.root / "mixed_train.txt", None)
     capsys.readouterr()
     (trained.out_dir / "samples.jsonl").unlink(missing_ok=True)
-    # Greedy samples are all alike; at this temperature they differ.
     where = ["--checkpoint", f"{trained.out_dir}/latest", "--max-tokens", "30"]
-    assert main([*where, "--best-of", "4", "--voice", "wilde", "--temperature", "2"]) == 0
+    flags = ["--best-of", "4", "--voice", "wilde", "--temperature", "2", "--seed", "1"]
+    assert main([*where, *flags]) == 0
     out = capsys.readouterr().out
     table = [line.split() for line in out.splitlines()[1:5]]
     assert sorted(int(row[0]) for row in table) == [1, 2, 3, 4]
-    keys = [(float(row[2].rstrip("%")), -float(row[4])) for row in table]
-    assert keys == sorted(keys)
     (receipt,) = lines(trained)
     assert receipt["sample"] == int(table[0][0])
     assert f"--- {table[0][0]} of 4 ---" in out
     assert main(["--replay", str(trained.out_dir / "samples.jsonl")]) == 0
+
+
+def test_the_best_copies_least_and_is_then_nearest_in_style() -> None:
+    def novelty(words: int, copied: float) -> Novelty:
+        return Novelty(words, None, [], copied, [])
+
+    measured = [novelty(0, 0.0), novelty(9, 0.5), novelty(9, 0.0), novelty(9, 0.0)]
+    assert rank(measured, [0.0, 3.0, -0.5, 0.5]) == [3, 2, 1, 0]
 
 
 def test_a_text_that_comes_out_otherwise_is_told_with_what_differs(
@@ -73,10 +79,12 @@ def test_a_text_that_comes_out_otherwise_is_told_with_what_differs(
     assert chat(trained, "--seed", "4") == 0
     path = trained.out_dir / "samples.jsonl"
     receipt = lines(trained)[-1]
+    facts = receipt["circumstances"]
     for change, told in (
         ({"seed": 5}, "was it changed?"),
-        ({"seed": 5, "seal": "0" * 64}, "checkpoint 000"),
-        ({"seed": 5, "environment": receipt["environment"] | {"jax": "0.1"}}, "jax 0.1 ->"),
+        ({"seed": 5, "circumstances": facts | {"checkpoint": "0" * 64}}, "checkpoint 000"),
+        ({"seed": 5, "circumstances": facts | {"device": "gpu (X)"}}, "device gpu (X) ->"),
+        ({"seed": 5, "circumstances": facts | {"jax": "0.1"}}, "jax 0.1 ->"),
     ):
         path.write_text(json.dumps(receipt | change))
         capsys.readouterr()
@@ -99,8 +107,12 @@ def test_a_text_that_comes_out_otherwise_is_told_with_what_differs(
         {"blend": [1]},
         {"sampling": {"temperature": 0.8, "top_k": 2.5, "top_p": 0.9}},
         {"sampling": {"temperature": -1, "top_k": 2, "top_p": 0.9}},
+        {"sampling": {"temperature": 10**400, "top_k": 2, "top_p": 0.9}},
+        {"sampling": {"temperature": True, "top_k": 2, "top_p": 0.9}},
         {"sampling": {}},
-        {"environment": {"jax": 1}},
+        {"samples": 2**32 - 1},
+        {"blend": {"wilde": 0}},
+        {"circumstances": {"jax": 1}},
         {"iteration": 77},
         {"prompt": ""},
         {"prompt": "\ud800"},
@@ -137,6 +149,7 @@ def test_what_is_no_receipt_is_told_in_one_line(
 def test_a_folder_that_cannot_be_written_keeps_no_receipts_and_says_so(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (trained.out_dir / "samples.jsonl").unlink(missing_ok=True)
     trained.out_dir.chmod(0o500)
     assert chat(trained) == 0
     assert "no receipts are kept" in capsys.readouterr().err

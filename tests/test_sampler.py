@@ -177,7 +177,7 @@ def test_blended_texts_are_drawn_as_if_alone(config: ModelConfig) -> None:
 
 
 def test_a_blend_is_renormalised() -> None:
-    """The geometric mean of (3/4, 1/4) and (1/4, 3/4) is even; (1.5, -0.5) makes 27 to 1 of 3."""
+    """The geometric mean of (3/4, 1/4) and (1/4, 3/4) is even; (1.5, -0.5) makes them 9 to 1."""
     logits = jnp.log(jnp.array([[0.75, 0.25], [0.25, 0.75]])) + 3.0  # as logits, to a constant
     even = blend_logits(logits, jnp.array([0.5, 0.5]))
     np.testing.assert_allclose(jax.nn.softmax(even), [[0.5, 0.5]], rtol=1e-6)

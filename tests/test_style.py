@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from gothic_jax import evaluate
 from gothic_jax.cli import UserError
-from gothic_jax.style import Lean, Meter, _sentence_edges
+from gothic_jax.style import Lean, Meter, _sentence_edges, together
 from gothic_jax.tokenizer import encode, voices
 from tests.common import TINY, Workplace
 
@@ -63,8 +63,11 @@ def test_a_sentence_has_the_mean_log_likelihood_of_its_tokens(
         for voice, opener in voices(tokenizer).items():
             mean = -np.mean([(opener * token) % 7 for token in tokens])
             assert lean.log_likelihood[voice] == pytest.approx(mean)
-    whole = meter.whole(TEXT, prompt)
-    assert whole.tokens == sum(lean.tokens for lean in leans)
+    whole = together(leans, "all")
+    assert whole.tokens == sum(map(len, expected))
+    for voice, opener in voices(tokenizer).items():
+        mean = -np.mean([(opener * token) % 7 for tokens in expected for token in tokens])
+        assert whole.log_likelihood[voice] == pytest.approx(mean)
 
 
 def test_a_lean_is_to_the_likeliest_voice_by_its_lead_over_the_next() -> None:

@@ -157,9 +157,10 @@ def test_the_real_corpus_is_indexed_and_searched_in_time(mirror: Path, tmp_path:
     where = ["--data-dir", str(tmp_path), "--mirror", str(mirror), "--splits", "train,val"]
     assert corpus.main(where) == 0
     path = tmp_path / "processed" / "mixed_train.txt"
-    begin = time.monotonic()
+    # Of processor time: the machine may have other work.
+    begin = time.process_time()
     novelty.build(path, path.with_name("mixed_val.txt"))
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
     text = read_text(path)
     index, baseline = novelty.load(path, sha256(text.encode()))
     assert baseline is not None
@@ -169,9 +170,9 @@ def test_the_real_corpus_is_indexed_and_searched_in_time(mirror: Path, tmp_path:
     sample = text[1_000_000:1_001_000]  # some 200 tokens
     timings = []
     for _ in range(5):
-        begin = time.monotonic()
+        begin = time.process_time()
         measured = index.measure(sample)
-        timings.append(time.monotonic() - begin)
+        timings.append(time.process_time() - begin)
     assert measured.copied > 0.9
     assert min(timings) < 0.05
     cthulhu = "the inability of the human mind to correlate all its contents"

@@ -141,9 +141,10 @@ def test_a_missing_tokenizer_names_the_command(tmp_path: Path) -> None:
 def test_the_real_corpus_takes_under_ten_seconds(mirror: Path) -> None:
     files = sorted(mirror.glob("*/*.txt"))
     text = "\n".join(path.read_bytes().decode("latin-1") for path in files)
-    begin = time.monotonic()
+    # Of processor time: the machine may have other work.
+    begin = time.process_time()
     trained = train_tokenizer([Work("", text)], 4096, 2)
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
     assert isinstance(trained, Tokenizer)
     assert trained.get_vocab_size() == 4096
     assert END_OF_TEXT in special_tokens(trained)

@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -212,7 +213,7 @@ class Saver:
                 manifest.write(folder, hashed, hashers)
                 _replace(folder, final)
         except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
             if not isinstance(error, OSError):
                 raise
             kept = "nothing is saved" if self.safe is None else f"{self._run / str(self.safe)} is"
@@ -224,6 +225,8 @@ class Saver:
         self._prune()
 
     def _prune(self) -> None:
+        # What TensorStore may have put there after a failed save was discarded.
+        tidy(self._run)
         best = min(sorted(self._val_losses, reverse=True), key=self._val_losses.__getitem__)
         keep = {best, *sorted(self._val_losses)[-KEPT:]}
         for iteration in iterations(self._run):
@@ -234,6 +237,16 @@ class Saver:
                 with contextlib.suppress(OSError):  # tried again after the next save
                     (self._run / str(iteration)).rename(trash)
                     shutil.rmtree(trash)
+
+
+def _discard(folder: Path) -> None:
+    """Deletes the folder of a failed save. TensorStore still writes to it for a moment: where one
+    array's file fails, those of others are under way."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _replace(source: Path, target: Path) -> None:

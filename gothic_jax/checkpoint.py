@@ -225,8 +225,9 @@ class Saver:
         self._prune()
 
     def _prune(self) -> None:
-        # What TensorStore may have put there after a failed save was discarded.
-        tidy(self._run)
+        with contextlib.suppress(OSError):
+            # What TensorStore may have put there after a failed save was discarded.
+            tidy(self._run)
         best = min(sorted(self._val_losses, reverse=True), key=self._val_losses.__getitem__)
         keep = {best, *sorted(self._val_losses)[-KEPT:]}
         for iteration in iterations(self._run):

@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint, novelty, receipts, seal, style
-from gothic_jax.attention import choose
 from gothic_jax.blend import Blend, complete
 from gothic_jax.blend import describe as describe_blend
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.device import out_of_memory_told, select_device
-from gothic_jax.model import Params, graph
+from gothic_jax.model import Params
 from gothic_jax.receipts import Receipt
 from gothic_jax.sampler import Sampler, Sampling
-from gothic_jax.scoring import LossFunction, loss_function
+from gothic_jax.scoring import LossFunction, losses_on
 from gothic_jax.texts import ANY, parse_weights
 from gothic_jax.tokenizer import any_voice_id, encode, end_of_text_id, token_bytes, voices
 
@@ -132,9 +130,7 @@ def load_writer(
     else:
         tokenizer = checkpoint.load_same_tokenizer(tokenizer_path, location, meta)
     params = checkpoint.load_params(location, config, SingleDeviceSharding(device))
-    dtype = jnp.dtype(meta.config["compute_dtype"])
-    attention, _ = choose(device, config.n_embd // config.n_head, dtype)
-    losses = loss_function(graph(config, dtype), attention)
+    losses = losses_on(device, config, meta.config["compute_dtype"])
     return Writer(params, Sampler(config), tokenizer, losses)
 
 
@@ -165,7 +161,6 @@ class Chat:
     def reply(self, prompt: str, settings: Settings) -> None:
         """Prints the prompt and what follows it, a single sample as it is written."""
         ids = self.writer.encode(prompt)
-        complete(settings.blend, self.writer.voices)  # a wrong voice is told before all else
         if len(ids) >= self.writer.block_size:
             print(
                 f"the prompt has {len(ids)} tokens; the model reads the last"

@@ -1,23 +1,29 @@
 """gothic-eval: what a checkpoint makes of a text, per voice, and what a checkpoint is."""
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 from jax.sharding import SingleDeviceSharding
 
 from gothic_jax import manifest, novelty, style
-from gothic_jax.attention import choose
-from gothic_jax.checkpoint import Location, load_meta, load_params, load_tokenizer_copy, locate
+from gothic_jax.checkpoint import (
+    Location,
+    Meta,
+    load_meta,
+    load_params,
+    load_tokenizer_copy,
+    locate,
+)
 from gothic_jax.cli import ArgumentParser, UserError, command
 from gothic_jax.dataset import encode_text
 from gothic_jax.device import out_of_memory_told, select_device
 from gothic_jax.files import sha256
-from gothic_jax.model import graph
-from gothic_jax.scoring import ALL, Evaluator, Score, loss_function
+from gothic_jax.scoring import ALL, Evaluator, Score, losses_on
 from gothic_jax.seal import WRITING, differences, environment
 from gothic_jax.texts import find_text, read_text, split_works
 from gothic_jax.tokenizer import voices
@@ -64,13 +70,57 @@ def describe_seal(location: Location) -> Iterator[str]:
         yield f"{name:<17}{value or 'none'}  ({found})"
 
 
-def _style_report(meter: style.Meter, text: str, *, as_json: bool) -> str:
-    leans = [lean for work in split_works(text) for lean in meter.sentences(work.text)]
+def _novelty_report(meta: Meta, file: Path, *, as_json: bool) -> str:
+    index = novelty.load_for(meta.config, meta.train_sha256)
+    text = read_text(file)
+    measured = index.words.measure(text)
+    if as_json:
+        return json.dumps(measured.as_dict() | {"held_out": index.baseline})
+    return "\n".join(novelty.describe(measured, text, index.baseline))
+
+
+def _style_report(
+    location: Location, meta: Meta, device: jax.Device, file: Path, *, as_json: bool
+) -> str:
+    text = read_text(file)
+    config = meta.model_config
+    tokenizer = load_tokenizer_copy(location, meta)
+    losses = losses_on(device, config, meta.config["compute_dtype"])
+    with out_of_memory_told("measure with --device cpu"):
+        params = load_params(location, config, SingleDeviceSharding(device))
+        meter = style.Meter(losses, params, tokenizer, voices(tokenizer), config.block_size)
+        leans = [lean for work in split_works(text) for lean in meter.sentences(work.text)]
     whole = style.together(leans, f"({len(leans)} sentences)")
     if not as_json:
         return style.table([*leans, whole])
     report = {"all": whole.as_dict()}
     return json.dumps(report | {"sentences": [lean.as_dict() for lean in leans]})
+
+
+def _score_report(
+    location: Location, meta: Meta, device: jax.Device, arguments: argparse.Namespace
+) -> str:
+    config = meta.model_config
+    tokenizer = load_tokenizer_copy(location, meta)
+    text = encode_text(find_text(arguments.file, Path("data/processed")), tokenizer)
+    for voice in text.unknown_voices:
+        print(f"this model has no voice {voice}: scored as no voice's words", file=sys.stderr)
+    evaluator = Evaluator(
+        text,
+        tokenizer,
+        block_size=config.block_size,
+        stride=arguments.stride,
+        batch_size=arguments.batch_size,
+    )
+    losses = losses_on(device, config, meta.config["compute_dtype"])
+    with out_of_memory_told("lower --batch-size"):
+        params = load_params(location, config, SingleDeviceSharding(device))
+        scores = evaluator(losses, params)
+    if not arguments.json:
+        return f"{arguments.file} under {location}\n{format_scores(scores)}"
+    report: dict[str, Any] = {"checkpoint": str(location), "file": arguments.file}
+    report |= scores.pop(ALL).as_dict()
+    return json.dumps(report | {"voices": {name: s.as_dict() for name, s in scores.items()}})
 
 
 @command("gothic-eval")
@@ -109,48 +159,12 @@ def main(argv: Sequence[str]) -> None:
     if changed := differences(meta.environment, environment(), WRITING):
         print(f"warning: made with other versions ({'; '.join(changed)})", file=sys.stderr)
     if arguments.novelty is not None:
-        loaded = novelty.load_for(meta.config, meta.train_sha256)
-        text_to_measure = read_text(Path(arguments.novelty))
-        measured = loaded.words.measure(text_to_measure)
-        if arguments.json:
-            print(json.dumps(measured.as_dict() | {"held_out": loaded.baseline}))
-        else:
-            print("\n".join(novelty.describe(measured, text_to_measure, loaded.baseline)))
-        return
-    tokenizer = load_tokenizer_copy(location, meta)
-    config = meta.model_config
-    dtype = jnp.dtype(meta.config["compute_dtype"])
-    attention, _ = choose(device, config.n_embd // config.n_head, dtype)
-    losses = loss_function(graph(config, dtype), attention)
-    if arguments.style is not None:
-        text_to_measure = read_text(Path(arguments.style))
-        with out_of_memory_told("measure with --device cpu"):
-            params = load_params(location, config, SingleDeviceSharding(device))
-            meter = style.Meter(losses, params, tokenizer, voices(tokenizer), config.block_size)
-            print(_style_report(meter, text_to_measure, as_json=arguments.json))
-        return
-    path = find_text(arguments.file, Path("data/processed"))
-    text = encode_text(path, tokenizer)
-    for voice in text.unknown_voices:
-        print(f"this model has no voice {voice}: scored as no voice's words", file=sys.stderr)
-    evaluator = Evaluator(
-        text,
-        tokenizer,
-        block_size=config.block_size,
-        stride=arguments.stride,
-        batch_size=arguments.batch_size,
-    )
-    with out_of_memory_told("lower --batch-size"):
-        params = load_params(location, config, SingleDeviceSharding(device))
-        scores = evaluator(losses, params)
-    if arguments.json:
-        report: dict[str, Any] = {"checkpoint": str(location), "file": arguments.file}
-        report |= scores.pop(ALL).as_dict()
-        report["voices"] = {voice: score.as_dict() for voice, score in scores.items()}
-        print(json.dumps(report))
+        print(_novelty_report(meta, Path(arguments.novelty), as_json=arguments.json))
+    elif arguments.style is not None:
+        file = Path(arguments.style)
+        print(_style_report(location, meta, device, file, as_json=arguments.json))
     else:
-        print(f"{arguments.file} under {location}")
-        print(format_scores(scores))
+        print(_score_report(location, meta, device, arguments))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ are mapped into memory; to look a text up reads a few pages of them.
 """
 
 import dataclasses
-import io
 import json
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt32
 from pydivsufsort import divsufsort
 
+from gothic_jax import manifest
 from gothic_jax.cli import ArgumentParser, UserError, command
-from gothic_jax.files import parse_json, sha256, write_atomically
+from gothic_jax.files import UNSOUND, parse_json, sha256
 from gothic_jax.texts import find_text, read_text, split_works
 
 COPIED_WORDS = 8
@@ -205,21 +206,21 @@ def build(path: Path, held_out: Path | None) -> Path:
     index = Index(vocabulary, array, suffixes, table)
     baseline = None if held_out is None else human_baseline(index, read_text(held_out))
     folder = _folder(path, sha256(text.encode()))
-    for name, value in (("words", array), ("suffixes", suffixes)):
-        write_atomically(folder / f"{name}.npy", _npy(value))
     content = {"vocabulary": vocabulary, "works": table, "baseline": baseline}
-    # Last: with it the index is whole.
-    write_atomically(folder / "index.json", json.dumps(content, ensure_ascii=False).encode())
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, value in (("words", array), ("suffixes", suffixes)):
+            np.save(folder / f"{name}.npy", value)
+        (folder / "index.json").write_text(json.dumps(content), encoding="utf-8")
+        with ThreadPoolExecutor(manifest.HASHERS) as hashers:
+            manifest.write(folder, {}, hashers)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     for stale in folder.parent.glob(f"{path.stem}.*"):
         if stale != folder:
             shutil.rmtree(stale, ignore_errors=True)
     return folder
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def human_baseline(index: Index, text: str) -> dict[str, Any]:
@@ -268,10 +269,13 @@ class Loaded(NamedTuple):
 def load(path: Path, digest: str) -> Loaded:
     """The index of the training text of this SHA-256, which lay at `path`.
 
-    Raises UserError, which names the command that builds it, where it is not there.
+    Raises UserError, which names the command that builds it, where it is missing or damaged.
     """
-    folder = _folder(path, digest)
+    folder, cure = _folder(path, digest), f"`gothic-index --file {path}` builds it"
+    if not folder.exists():
+        raise UserError(f"there is no index of {path} as the model read it; {cure}")
     try:
+        manifest.verify(folder)
         content = parse_json((folder / "index.json").read_bytes())
         words, suffixes = (
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -280,11 +284,8 @@ def load(path: Path, digest: str) -> Loaded:
         return Loaded(
             Index(content["vocabulary"], words, suffixes, content["works"]), content["baseline"]
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"there is no index of {path} as the model read it ({error});"
-            f" `gothic-index --file {path}` builds it"
-        ) from error
+    except (OSError, UserError, *UNSOUND) as error:
+        raise UserError(f"the index of {path} cannot be used ({error}); {cure} anew") from error
 
 
 def load_for(config: Mapping[str, Any], train_sha256: str) -> Loaded:

@@ -62,8 +62,11 @@ def append(run: Path, receipts: list[Receipt]) -> None:
     content = "".join(f"{json.dumps(_as_dict(receipt))}\n" for receipt in receipts).encode()
     try:
         # One write at the end of the file: no other chat's lines come between.
-        descriptor = os.open(run / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(run / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                content = b"\n" + content  # a full disk cut the last line off
             if os.write(descriptor, content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:

@@ -16,10 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 from tokenizers import Tokenizer
 
-from gothic_jax.attention import Implementation
+from gothic_jax.attention import Implementation, choose
 from gothic_jax.cli import UserError
+from gothic_jax.config import ModelConfig
 from gothic_jax.dataset import TokenText
-from gothic_jax.model import GPT, Params
+from gothic_jax.model import GPT, Params, graph
 from gothic_jax.tokenizer import token_bytes, voices
 
 ALL = "all"
@@ -145,6 +146,13 @@ def loss_function(
         return jitted(params, *jax.device_put((inputs, targets), sharding))
 
     return losses
+
+
+def losses_on(device: jax.Device, config: ModelConfig, compute_dtype: str) -> LossFunction:
+    """The loss function of a model on one device, with the attention that suits it."""
+    dtype = jnp.dtype(compute_dtype)
+    attention, _ = choose(device, config.n_embd // config.n_head, dtype)
+    return loss_function(graph(config, dtype), attention)
 
 
 class Evaluator:

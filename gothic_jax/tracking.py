@@ -156,11 +156,6 @@ class Tracker:
         self._console.print(line, markup=False)
 
     @property
-    def seconds(self) -> float:
-        """Time spent training, without evaluations and saves."""
-        return self._seconds_timed
-
-    @property
     def tokens_per_second(self) -> float:
         """Mean over the whole of this process."""
         if not self._seconds_timed:

@@ -107,8 +107,9 @@ class Run:
             self.index: novelty.Loaded | None = novelty.load_for(
                 self.meta.config, self.meta.train_sha256
             )
-        except UserError:
-            self.index = None  # nobody has asked for one
+        except UserError as error:
+            self.index = None
+            print(f"TensorBoard will not show what samples copy: {error}")
         devices = jax.local_devices()
         if config.batch_size % len(devices):
             raise UserError(
@@ -326,8 +327,11 @@ class Loop:
     def go(self) -> bool:
         """Goes through the iterations; whether the run is finished, not stopped by a signal."""
         run, config = self._run, self._run.config
-        if run.evaluation_pending and (end := self._pause(run.meta.iteration)):
-            return self._leave(end)
+        if run.evaluation_pending:
+            self._tracker.pause_clock()
+            if end := self._pause(run.meta.iteration):
+                return self._leave(end)
+            self._tracker.resume_clock()
         batches = batch_iterator(run.batches, run.meta.iteration)
         windows = run.put(next(batches))
         unread: tuple[int, Metrics] | None = None

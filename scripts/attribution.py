@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from gothic_jax import checkpoint, novelty, seal
@@ -79,7 +79,7 @@ def leaving_works_out(known: Passages, folds: int) -> dict[str, dict[str, float]
         known.texts,
         known.voices,
         groups=known.works,
-        cv=GroupKFold(folds, shuffle=True, random_state=0),
+        cv=StratifiedGroupKFold(folds, shuffle=True, random_state=0),
     )
     truth = np.array(known.voices)
     return {voice: share_right(said[truth == voice] == voice) for voice in sorted(set(truth))}

@@ -143,6 +143,26 @@ def test_a_missing_index_names_the_command_that_builds_it(
         assert f"gothic-index --file {trained.root}/mixed_train.txt" in error
 
 
+@pytest.mark.parametrize("name", ["words.npy", "suffixes.npy", "index.json", "manifest.json"])
+def test_a_damaged_index_is_told_and_training_goes_on_without(
+    indexed: Workplace, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (file,) = indexed.root.glob(f".novelty/*/{name}")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 4
+    file.write_bytes(content)
+    capsys.readouterr()
+    where = ["--checkpoint", f"{indexed.out_dir}/latest"]
+    assert evaluate.main([*where, "--novelty", str(indexed.root / "mixed_val.txt")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert name in error
+    assert "`gothic-index --file" in error
+    if name == "words.npy":
+        assert indexed.train("--resume", max_iters=8) == 0
+        assert "will not show what samples copy" in capsys.readouterr().out
+
+
 def test_an_index_of_another_text_is_none_of_this_one(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(TEXT)

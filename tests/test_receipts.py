@@ -145,6 +145,17 @@ def test_what_is_no_receipt_is_told_in_one_line(
         assert captured.err.count("\n") == 1
 
 
+def test_a_line_that_a_full_disk_cut_off_spoils_no_other(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = trained.out_dir / "samples.jsonl"
+    path.write_text('{"text": "half of a rec')
+    assert chat(trained, "--seed", "4") == 0
+    capsys.readouterr()
+    assert main(["--replay", f"{path}:1"]) == 2
+    assert main(["--replay", f"{path}:2"]) == 0
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_keeps_no_receipts_and_says_so(
     trained: Workplace, capsys: pytest.CaptureFixture[str]

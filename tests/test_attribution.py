@@ -1,0 +1,67 @@
+"""scripts/attribution.py, on works that a child could tell apart and on a tiny model."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gothic_jax.novelty import build
+from tests.common import Workplace
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "attribution.py"))
+
+
+def works(voice: str, sentence: str, count: int) -> str:
+    return "".join(f"<|{voice}|>\n{sentence * 20}\n<|endoftext|>\n" for _ in range(count))
+
+
+def test_works_are_cut_into_passages_that_know_their_work(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(works("wilde", "one two three four five. ", 2) + works("poe", "a b. ", 1))
+    known = SCRIPT["passages"]([file], 40)
+    assert known.voices == ["wilde"] * 4 + ["poe"]
+    assert known.works == [0, 0, 1, 1, 2]
+    assert all(len(text.split()) == 40 for text in known.texts)
+
+
+def test_the_classifier_is_asked_about_works_that_it_has_not_seen(tmp_path: Path) -> None:
+    """Told apart by style, 100%; by what only the very work says, no better than chance."""
+    file = tmp_path / "a.txt"
+    style = works("wilde", "Oh, how charming! ", 4) + works("poe", "The tomb was old. ", 4)
+    file.write_text(style)
+    right = SCRIPT["leaving_works_out"](SCRIPT["passages"]([file], 10), folds=4)
+    assert right["wilde"]["share"] == right["poe"]["share"] == 1.0
+    names = [f"{a}{b}{a}{b} " for a, b in zip("abcdefgh", "stuvwxyz", strict=True)]
+    file.write_text(
+        "".join(works(("wilde", "poe")[i % 2], name * 5, 1) for i, name in enumerate(names))
+    )
+    right = SCRIPT["leaving_works_out"](SCRIPT["passages"]([file], 10), folds=4)
+    assert right["wilde"]["share"] + right["poe"]["share"] < 1.5
+
+
+def test_shares_have_wilsons_interval() -> None:
+    """Against the closed form's known values: 8 of 10, and 0 of 10 (Wilson 1927)."""
+    share = SCRIPT["share_right"](np.arange(10) < 8)
+    assert share == pytest.approx({"share": 0.8, "low": 0.4902, "high": 0.9433, "of": 10}, abs=1e-4)
+    none = SCRIPT["share_right"](np.zeros(10, bool))
+    assert none["low"] == 0.0
+    assert none["high"] == pytest.approx(0.2775, abs=1e-4)
+
+
+def test_a_checkpoint_is_asked_from_the_command_to_the_report(
+    trained: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained.train("--resume", max_iters=7) == 0  # with the text of this folder
+    build(trained.root / "mixed_train.txt", trained.root / "mixed_val.txt")
+    output = tmp_path / "report.json"
+    flags = ["--output", str(output), "--folds", "2", "--words", "30", "--per-prompt", "2"]
+    capsys.readouterr()
+    assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 0
+    report = json.loads(output.read_text())
+    assert report["voices"] == ["wilde", "lovecraft"]
+    assert [row["weight"] for row in report["blends"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert all(0 < row["attributed"]["of"] <= 16 for row in report["blends"])
+    assert set(report["novelty"]) == {"wilde", "lovecraft", "held out"}
+    assert "| wilde 0.75, lovecraft 0.25 |" in capsys.readouterr().out

@@ -55,8 +55,8 @@ class EventLog:
         """Puts all of it on the disk."""
         if self._file is None:
             self._open()
-        else:
-            self._guarded(self._file.flush)
+        elif self._guarded(self._file.flush):
+            self._told = False  # should it fail again, that is news
 
     def close(self) -> None:
         """Puts all of it on the disk and ends."""
@@ -87,9 +87,11 @@ class EventLog:
             self._guarded(lambda: file.write(event.SerializeToString()))
             self._void_from = max(self._void_from, step + 1)
 
-    def _guarded(self, write: Callable[[], object]) -> None:
+    def _guarded(self, write: Callable[[], object]) -> bool:
+        """Whether it was written."""
         try:
             write()
+            return True
         except OSError as error:
             if self._file is not None:
                 with contextlib.suppress(OSError):
@@ -101,6 +103,7 @@ class EventLog:
                     f"warning: TensorBoard's log in {self._folder} cannot be written:"
                     f" {error.strerror}; the run goes on, and points are missing until it can be"
                 )
+            return False
 
 
 class Tracker:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in order of worth: the GPU tests, the benchmark, then the
-# default run on the real corpus with its evaluation and samples. Needs data/processed and
-# data/tokenizer.json.
+# default run on the real corpus with its evaluation, samples, and whose a classifier takes them
+# for. Needs data/processed and data/tokenizer.json.
 #   scripts/gpu_run.sh RESULTS [gothic-train options]
 # Uses the python on PATH, in which the package's dependencies must be installed.
 set -euo pipefail
@@ -20,6 +20,9 @@ for voice in wilde lovecraft; do
     python -m gothic_jax.chat --checkpoint checkpoints/gpu/best --voice "$voice" \
         --num-samples 4 --max-tokens 200 --seed 1
 done > "$results/samples.txt"
+python -m gothic_jax.novelty --file mixed_train.txt
+python scripts/attribution.py checkpoints/gpu/best --output "$results/attribution.json" 2>&1 |
+    tee "$results/attribution.txt" || true
 cp checkpoints/gpu/logs/events.* "$results/"
 nvidia-smi --query-gpu=name,driver_version --format=csv > "$results/device.txt"
 python -m pip list 2> /dev/null | grep -iE '^(jax|flax|optax|orbax|grain|tokenizers)' \

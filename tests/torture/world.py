@@ -1,6 +1,7 @@
 """What the tortures share: figures with their bounds, the real process, what it left behind."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -157,9 +158,13 @@ def figures(out: str) -> dict[str, str]:
 
 
 def whole_state(out_dir: Path, name: str = "latest") -> list[np.ndarray]:
-    """Parameters and optimizer state of a checkpoint, its iteration first."""
+    """What a checkpoint holds of a run: how it went (iteration, scores, best so far, patience,
+    skipped iterations, hashes of the data) as JSON, then parameters and optimizer state."""
     location = checkpoint.locate(str(out_dir / name))
-    return [np.array(location.iteration), *arrays(location)]
+    meta = dataclasses.asdict(checkpoint.load_meta(location))
+    course = {name: meta[name] for name in meta.keys() - {"config", "environment"}}
+    content = json.dumps(course, sort_keys=True).encode()
+    return [np.frombuffer(content, np.uint8), *arrays(location)]
 
 
 def arrays(location: checkpoint.Location) -> list[np.ndarray]:
@@ -184,20 +189,29 @@ def same(one: Iterable[np.ndarray], other: Iterable[np.ndarray]) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
 
 
-def points(logs: Path) -> Iterator[tuple[str, int, float]]:
-    """The points of all scalar curves as TensorBoard shows them: (name, step, value).
+Point = tuple[str, int, float | str]
+"""Of TensorBoard: name, step, and a number or a text."""
+
+
+def points(logs: Path) -> Iterator[Point]:
+    """All that TensorBoard shows.
 
     A session's start at a step voids what earlier files hold from that step on.
     """
-    kept: list[tuple[str, int, float]] = []
+    kept: list[Point] = []
     for file in sorted(logs.glob("events.out.tfevents.*")):
         for event in _events(file):
             if event.session_log.status == SessionLog.START:
                 kept = [point for point in kept if point[1] < event.step]
             kept += [
-                (value.tag, event.step, value.simple_value)
+                (
+                    value.tag,
+                    event.step,
+                    value.simple_value
+                    if value.HasField("simple_value")
+                    else value.tensor.string_val[0].decode(),
+                )
                 for value in event.summary.value
-                if value.HasField("simple_value")
             ]
     yield from kept
 
@@ -214,8 +228,8 @@ def _events(file: Path) -> Iterator[Event]:
         position += 16 + length
 
 
-def curves(out_dir: Path) -> list[tuple[str, int, float]]:
-    """All points of a run but those of time and memory, in order."""
+def curves(out_dir: Path) -> list[Point]:
+    """All points of a run but those of time and memory, its samples among them, in order."""
     return sorted(
         point
         for point in points(out_dir / "logs")

@@ -302,6 +302,10 @@ HELP = """Type the beginning of a text; the model goes on. Ctrl-C stops a reply.
 /retry     the last beginning once more                   /help     /quit"""
 
 
+def _of_voice(name: str) -> Blend:
+    return {} if name == "none" else {name: 1.0}
+
+
 def change(settings: Settings, name: str, value: str, writer: Writer) -> Settings:
     """The settings after a line `/name value`; raises UserError where that cannot be."""
     sampling = settings.sampling
@@ -318,8 +322,7 @@ def change(settings: Settings, name: str, value: str, writer: Writer) -> Setting
             case "seed":
                 settings = settings._replace(seed=None if value == "random" else int(value))
             case "voice":
-                blend = {} if value == "none" else {value: 1.0}
-                settings = settings._replace(blend=blend)
+                settings = settings._replace(blend=_of_voice(value))
             case "blend":
                 blend = parse_weights(value, name="/blend", known=writer.voices)
                 settings = settings._replace(blend=blend)
@@ -416,7 +419,7 @@ def main(argv: Sequence[str]) -> int:
         help="write N samples and show the one that copies least, then the nearest in style",
     )
     who = parser.add_mutually_exclusive_group()
-    who.add_argument("--voice", help="a voice of the training texts (default: none)")
+    who.add_argument("--voice", default="none", help="a voice of the training texts")
     who.add_argument(
         "--blend",
         help="several voices and their weights, as wilde=0.3,lovecraft=0.7; beyond 0 to 1 more of"
@@ -444,12 +447,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--checkpoint is missing; name RUN/best, RUN/latest or RUN/ITERATION")
     samples = arguments.num_samples if arguments.best_of is None else arguments.best_of
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-    blend: Blend = {} if arguments.voice is None else {arguments.voice: 1.0}
+    blend = _of_voice(arguments.voice)
     settings = Settings(sampling, arguments.max_tokens, blend, arguments.seed)
     check(settings)
-    if samples < 1:
+    if not 1 <= samples <= receipts.MAX_SAMPLES:
         name = "--num-samples" if arguments.best_of is None else "--best-of"
-        raise UserError(f"{name} must be at least 1, not {samples}")
+        raise UserError(f"{name} must be from 1 to {receipts.MAX_SAMPLES:,}, not {samples}")
     prompt = arguments.prompt
     if prompt is None and not arguments.interactive:
         prompt = DEFAULT_PROMPT

@@ -51,8 +51,9 @@ def command(
         def entry(argv: Sequence[str] | None = None) -> int:
             if argv is None:
                 before()
-                # A name that is not UTF-8 can be given, and must be told.
+                # A name or prompt that is not UTF-8 can be given, and must be told.
                 sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+                sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
             try:
                 given = sys.argv[1:] if argv is None else argv
                 if odd := [argument for argument in given if "\0" in argument]:

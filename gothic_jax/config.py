@@ -82,7 +82,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 16
     config.gradient_accumulation_steps = 4
     # Share of the windows that open with <|any|> in place of their voice token, so that the
-    # model can also write in no voice in particular.
+    # model can also write in no voice in particular, against which blends are guided, too: with
+    # 0 it never sees that token.
     config.voice_dropout = 0.1
     # How often each voice's works are read, as wilde=1,lovecraft=2; "": as much as there is.
     config.voice_weights = ""

@@ -279,6 +279,12 @@ def _own_text(voice: str, path: Path, split: str, body: str) -> Text:
 
 def _split_by_position(voice: str, path: Path, body: str) -> list[Text]:
     paragraphs = body.split("\n\n")
+    if len(paragraphs) < 2:
+        print(
+            f"warning: {path} is one paragraph, of which nothing is held out to validate with;"
+            " part its paragraphs by empty lines, or give several files",
+            file=sys.stderr,
+        )
     val = _cut(paragraphs, 1 - 2 * HELD_OUT_SHARE, 1, len(paragraphs) - 2)
     test = _cut(paragraphs, 1 - HELD_OUT_SHARE, val + 1, len(paragraphs) - 1)
     parts = (paragraphs[:val], paragraphs[val:test], paragraphs[test:])

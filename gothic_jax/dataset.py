@@ -1,6 +1,7 @@
 """Text -> token array, cached on disk -> Grain batches of windows."""
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
         buffer = io.BytesIO()
         np.save(buffer, tokens)
         # Its own hash in front, since half of it, or other bits, would be tokens too.
-        _write_cache(cache, sha256(buffer.getvalue()).encode() + buffer.getvalue())
+        _write_cache(cache, path.stem, sha256(buffer.getvalue()).encode() + buffer.getvalue())
     return _token_text(text, tokens, tokenizer)
 
 
@@ -128,15 +129,15 @@ def _read_cache(cache: Path) -> UInt16[np.ndarray, " n"] | None:
     return np.load(io.BytesIO(array), allow_pickle=False)
 
 
-def _write_cache(cache: Path, content: bytes) -> None:
+def _write_cache(cache: Path, stem: str, content: bytes) -> None:
     try:
         write_atomically(cache, content)
     except UserError as error:
         print(f"The tokens are not cached, and will be made anew each time: {error}")
         return
-    stem = cache.name.split(".")[0]
-    for stale in cache.parent.glob(f"{stem}.*"):
-        if stale != cache:
+    ours = re.compile(re.escape(stem) + r"\.[0-9a-f]{16}\.tokens")
+    for stale in cache.parent.iterdir():
+        if stale != cache and ours.fullmatch(stale.name):
             stale.unlink(missing_ok=True)
 
 

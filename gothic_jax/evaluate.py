@@ -56,12 +56,15 @@ def describe_seal(location: Location) -> Iterator[str]:
     for name, digest in (("train_file", meta.train_sha256), ("val_file", meta.val_sha256)):
         path = find_text(meta.config[name], Path(meta.config["data_dir"]))
         # The settings may be a stranger's: no pipe and no device is read for them.
-        if not path.is_file():
-            found = f"{path} is not here"
-        elif sha256(read_text(path).encode()) == digest:
-            found = f"{path} is this text"
-        else:
-            found = f"DIFFERS: {path} is another text"
+        try:
+            if not path.is_file():
+                found = f"{path} is not here"
+            elif sha256(read_text(path).encode()) == digest:
+                found = f"{path} is this text"
+            else:
+                found = f"DIFFERS: {path} is another text"
+        except UserError as error:  # empty, or no text any more
+            found = f"DIFFERS: {error}"
         yield f"{name:<13}{digest}  {found}"
     here = environment()
     for name, value in meta.environment.items():
@@ -148,6 +151,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    if arguments.verify and arguments.json:
+        raise UserError("--verify prints lines only; leave --json out")
     device = select_device(arguments.device)
 
     location = locate(arguments.checkpoint, exact=arguments.verify)

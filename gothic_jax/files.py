@@ -19,6 +19,8 @@ UNSOUND = (ValueError, TypeError, KeyError, AttributeError, RecursionError, Over
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and moves it into place; raises UserError."""
+    if not path.name:
+        raise UserError(f"{path} is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

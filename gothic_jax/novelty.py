@@ -138,13 +138,19 @@ class Index:
         while low < high:
             middle = (low + high) // 2
             place = int(self._suffixes[middle])
-            there = self._words[place : place + len(query)]
-            differ = np.flatnonzero(query[: len(there)] != there)
-            shared = int(differ[0]) if differ.size else len(there)
+            # A few words decide nearly always, however long the text is.
+            shared, step = 0, 16
+            while step and shared < len(query):
+                part = query[shared : shared + step]
+                there = self._words[place + shared : place + shared + len(part)]
+                differ = np.flatnonzero(part[: len(there)] != there)
+                step = 0 if differ.size or len(there) < len(part) else 2 * step
+                shared += int(differ[0]) if differ.size else len(there)
             best = max(best, (shared, place))
             if shared == len(query):
                 return best
-            if shared == len(there) or there[shared] < query[shared]:
+            end = place + shared
+            if end == len(self._words) or self._words[end] < query[shared]:
                 low = middle + 1
             else:
                 high = middle
@@ -217,17 +223,19 @@ def build(path: Path, held_out: Path | None) -> Path:
             manifest.write(folder, {}, hashers)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-    for stale in folder.parent.glob(f"{path.stem}.*"):
-        if stale != folder:
-            shutil.rmtree(stale, ignore_errors=True)
+    # Indexes of earlier texts of this name stay: models that read those may still be asked.
     return folder
+
+
+def _held_out_passages(text: str) -> list[str]:
+    works = split_works(text)
+    return [passage for work in works for passage in cut_passages(work.text, PASSAGE_WORDS)]
 
 
 def human_baseline(index: Index, text: str) -> dict[str, Any]:
     """What passages of PASSAGE_WORDS of other works share with the training works: means, and the
     longest copied span's median and maximum, in words."""
-    works = split_works(text)
-    passages = [one for work in works for one in cut_passages(work.text, PASSAGE_WORDS)]
+    passages = _held_out_passages(text)
     if not passages:
         raise UserError(f"the held-out text has no passage of {PASSAGE_WORDS} words; name another")
     step = -(-len(passages) // BASELINE_PASSAGES)
@@ -273,6 +281,11 @@ def load(path: Path, digest: str) -> Loaded:
     """
     folder, cure = _folder(path, digest), f"`gothic-index --file {path}` builds it"
     if not folder.exists():
+        if path.is_file() and sha256(read_text(path).encode()) != digest:
+            raise UserError(
+                f"{path} is not the text that the model learned from, of which there is no index;"
+                f" put that text back, and {cure}"
+            )
         raise UserError(f"there is no index of {path} as the model read it; {cure}")
     try:
         manifest.verify(folder)
@@ -349,10 +362,13 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     path = find_text(arguments.file, Path("data/processed"))
-    beside = path.with_name(path.name.replace("_train", "_val"))
+    beside = path.parent / path.name.replace("_train", "_val")
     held_out = beside if beside != path and beside.exists() else None
     if arguments.held_out is not None:
         held_out = find_text(arguments.held_out, Path("data/processed"))
+    elif held_out is not None and not _held_out_passages(read_text(held_out)):
+        print(f"{held_out} is not compared with: it has no passage of {PASSAGE_WORDS} words")
+        held_out = None
     folder = build(path, held_out)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {size / 2**20:.1f} MiB")

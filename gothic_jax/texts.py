@@ -71,7 +71,9 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path} is not there; `gothic-data` makes the texts") from None
+        raise UserError(
+            f"{path} is not there; check its name, or let `gothic-data` make the texts"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -507,7 +507,7 @@ def prepare(config: ConfigDict, arguments: argparse.Namespace, overrides: Sequen
     if start is not None:
         config = _settings_from(start, config, arguments, overrides)
     validate(config)
-    tokenizer = _load_tokenizer(config, arguments, overrides, start)
+    tokenizer = _load_tokenizer(config, overrides, start)
     if tokenizer.get_vocab_size() != config.model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.get_vocab_size()} tokens and the model"
@@ -563,21 +563,16 @@ def _settings_from(
 
 
 def _load_tokenizer(
-    config: ConfigDict,
-    arguments: argparse.Namespace,
-    overrides: Sequence[str],
-    start: Location | None,
+    config: ConfigDict, overrides: Sequence[str], start: Location | None
 ) -> Tokenizer:
     """The tokenizer of the settings, which must be that of the old weights if there are any.
 
-    Where none is named, old weights bring their own: always to a new run, and to a resumed one
-    if its file is gone.
+    Where the command line names none, old weights bring their own.
     """
     path = Path(config.tokenizer)
     if start is None:
         return load_tokenizer(path)
     meta = checkpoint.load_meta(start)
-    is_named = any(setting.startswith("--config.tokenizer") for setting in overrides)
-    if not is_named and (arguments.init_from or not path.exists()):
-        return checkpoint.load_tokenizer_copy(start, meta)
-    return checkpoint.load_same_tokenizer(path, start, meta)
+    if any(setting.startswith("--config.tokenizer") for setting in overrides):
+        return checkpoint.load_same_tokenizer(path, start, meta)
+    return checkpoint.load_tokenizer_copy(start, meta)

@@ -9,6 +9,7 @@ and is tested on works that it has not seen. Then it is shown what the model wri
 and in blends from all of the one to all of the other.
 """
 
+import importlib.util
 import json
 import math
 import sys
@@ -165,6 +166,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--folds", type=int, default=FOLDS)
     arguments = parser.parse_args(argv)
 
+    for name, least in (("per_prompt", 1), ("words", SHORTEST), ("folds", 2)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
+    if arguments.picture is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("matplotlib draws the picture: scripts/install.sh dev,plots")
     location = checkpoint.locate(arguments.checkpoint)
     meta = checkpoint.load_meta(location)
     writer = load_writer(location, meta, None, select_device("auto"))
@@ -175,6 +181,13 @@ def main(argv: Sequence[str]) -> None:
     data = Path(meta.config["data_dir"])
     train, held_out = (find_text(meta.config[f"{name}_file"], data) for name in ("train", "val"))
     known = passages([train, held_out], arguments.words)
+    for voice in (first, second):
+        works = {work for work, of in zip(known.works, known.voices, strict=True) if of == voice}
+        if len(works) < arguments.folds:
+            raise UserError(
+                f"{train} and {held_out} have {len(works)} works of {voice} with"
+                f" {arguments.words} words; --folds needs as many, and at least 2"
+            )
     report: dict[str, Any] = {
         "command": " ".join(["scripts/attribution.py", *argv]),
         "checkpoint": str(location),

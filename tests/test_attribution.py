@@ -50,6 +50,27 @@ def test_shares_have_wilsons_interval() -> None:
     assert none["high"] == pytest.approx(0.2775, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("flags", "cure"),
+    [
+        (["--words", "0"], "--words must be at least 20"),
+        (["--folds", "1"], "--folds must be at least 2"),
+        (["--per-prompt", "0"], "--per-prompt must be at least 1"),
+        (["--words", "30", "--folds", "9"], "works of wilde"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    trained: Workplace, capsys: pytest.CaptureFixture[str], flags: list[str], cure: str
+) -> None:
+    assert trained.train("--resume", max_iters=7) == 0
+    build(trained.root / "mixed_train.txt", None)
+    capsys.readouterr()
+    assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 2
+    captured = capsys.readouterr()
+    assert cure in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
 def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     trained: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_long_prompt_keeps_its_end_and_says_so(
         (["--top-p", "1.5"], "top-p"),
         (["--max-tokens", "0"], "max-tokens"),
         (["--num-samples", "0"], "num-samples"),
+        (["--num-samples", "1000000000000"], "65,536"),
         (["--seed", "-1"], "seed"),
         (["--seed", str(2**32)], "seed"),
         (["--voice", "poe"], "lovecraft, wilde"),
@@ -170,6 +171,15 @@ def test_mistakes_are_one_line_that_names_the_cure(
     assert captured.out == ""
     assert cure in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_the_voice_none_is_no_voice(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(trained_once, "--seed", "3")) == 0
+    unnamed = capsys.readouterr().out
+    assert main(arguments(trained_once, "--seed", "3", "--voice", "none")) == 0
+    assert capsys.readouterr().out == unnamed
 
 
 def test_a_replay_takes_no_other_setting(capsys: pytest.CaptureFixture[str]) -> None:

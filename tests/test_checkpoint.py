@@ -111,6 +111,15 @@ def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_gone(workplace: 
     assert train.main(["--resume", "--out-dir", str(workplace.out_dir), "--max-iters", "7"]) == 0
 
 
+def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_another_by_now(
+    workplace: Workplace,
+) -> None:
+    assert workplace.train() == 0
+    other = train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1)
+    other.save(str(workplace.root / "tokenizer.json"))
+    assert train.main(["--resume", "--out-dir", str(workplace.out_dir), "--max-iters", "7"]) == 0
+
+
 @pytest.mark.parametrize("flag", ["--tokenizer", "--config.tokenizer"])
 def test_fine_tuning_with_another_tokenizer_is_refused_however_it_is_named(
     trained: Workplace, capsys: pytest.CaptureFixture[str], flag: str
@@ -260,6 +269,12 @@ def test_the_seal_names_what_differs(
         text.write_text(content + "\nOne line more.\n")
         assert evaluate.main(verify) == 0
         assert f"DIFFERS: {text} is another text" in capsys.readouterr().out
+        text.write_bytes(b"no text \xff any more")
+        assert evaluate.main(verify) == 0
+        told = capsys.readouterr().out
+        assert f"DIFFERS: {text} is not UTF-8" in told
+        assert "XLA_FLAGS" in told  # all the rest is told, too
+        assert evaluate.main([*verify, "--json"]) == 2
     finally:
         text.write_text(content)
     (trained.out_dir / "6" / "meta.json").write_text("{}")

@@ -271,9 +271,12 @@ def test_a_single_file_is_split_by_position(small: Path) -> None:
 
 
 @pytest.mark.parametrize(("paragraphs", "splits"), [(1, 1), (2, 2), (3, 3)])
-def test_a_file_of_few_paragraphs(small: Path, paragraphs: int, splits: int) -> None:
+def test_a_file_of_few_paragraphs(
+    small: Path, capsys: pytest.CaptureFixture[str], paragraphs: int, splits: int
+) -> None:
     Path("diary.txt").write_text(prose(5, paragraphs))
     assert main(["--voices", "none", "--add", "me=diary.txt"]) == 0
+    assert ("nothing is held out" in capsys.readouterr().err) == (splits == 1)
     assert sum(name.startswith("me_") for name in processed(small)) == splits
 
 
@@ -315,7 +318,7 @@ def test_bad_input_names_its_cure(
 ) -> None:
     Path("empty.txt").write_text(" \n\n")
     Path("nul.txt").write_bytes(b"GIF\0")
-    Path("one.txt").write_text("One paragraph.")
+    Path("one.txt").write_text("One paragraph.\n\nAnd another.")
     mirror = [] if "--mirror" in arguments else ["--mirror", "mirror"]
     assert main([*mirror, *arguments]) == 2
     err = capsys.readouterr().err

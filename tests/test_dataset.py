@@ -141,6 +141,10 @@ def test_tokens_are_cached_and_made_anew_for_another_text_or_tokenizer(
     other = train_tokenizer(split_works(TEXT), 300, 2)
     assert load_tokens(path, other).tokens.max() < 300
     assert len(list((tmp_path / ".tokens").iterdir())) == 1
+    longer = tmp_path / "text.two.txt"
+    longer.write_text(TEXT)
+    load_tokens(longer, other)
+    assert len(list((tmp_path / ".tokens").iterdir())) == 2  # another text's stays
 
 
 def test_a_text_without_markers_is_one_work_of_no_voice(

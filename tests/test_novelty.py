@@ -69,6 +69,25 @@ def test_all_figures_are_those_of_brute_force(works: list[list[str]], query: lis
         assert share == pytest.approx(new / ngrams)
 
 
+@pytest.mark.parametrize("length", [15, 16, 17, 48, 49, 150])
+@pytest.mark.parametrize("start", [0, 30, 150])
+def test_long_recitals_are_found_whole(start: int, length: int) -> None:
+    work = [f"w{n}" for n in range(300)]
+    index = index_of([work, work[:5]])
+    span = index.measure(" ".join(["new", *work[start : start + length], "new"])).longest
+    assert span is not None
+    assert (span.start, span.words, span.place) == (1, length, start)
+
+
+def test_a_book_is_measured_in_seconds() -> None:
+    rng = np.random.default_rng(0)
+    work = [f"w{n}" for n in rng.integers(0, 2000, 50_000)]
+    index = index_of([work])
+    begin = time.process_time()
+    index.measure(" ".join(rng.permutation(work)))
+    assert time.process_time() - begin < 15
+
+
 def test_case_points_and_line_ends_hide_no_recital() -> None:
     work = "There are doors beneath the harbour that no tide has opened since".lower().split()
     text = 'He said: "THERE are doors, beneath the harbour,\nthat no tide has opened." And left.'
@@ -141,6 +160,42 @@ def test_a_missing_index_names_the_command_that_builds_it(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert f"gothic-index --file {trained.root}/mixed_train.txt" in error
+
+
+def test_the_index_of_an_earlier_text_stays_for_the_model_that_read_it(
+    indexed: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = indexed.root / "mixed_train.txt"
+    old = path.read_text()
+    path.write_text(old + "One line more.\n")
+    assert novelty.main(["--file", str(path)]) == 0
+    file = indexed.root / "mixed_val.txt"
+    where = ["--checkpoint", f"{indexed.out_dir}/latest", "--novelty", str(file)]
+    assert evaluate.main(where) == 0
+    for index in indexed.root.glob(".novelty/*"):
+        index.rename(index.with_name(f"{index.name}.away"))
+    capsys.readouterr()
+    assert evaluate.main(where) == 2
+    assert "put that text back" in capsys.readouterr().err
+
+
+def test_a_held_out_text_that_nobody_named_may_be_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val = tmp_path / "me_train.txt", tmp_path / "me_val.txt"
+    train.write_text("The tide was out, and nobody had seen it go. " * 40)
+    val.write_text("It came back at night.\n")
+    assert novelty.main(["--file", str(train)]) == 0
+    assert f"{val} is not compared with" in capsys.readouterr().out
+    assert novelty.load(train, sha256(read_text(train).encode())).baseline is None
+    assert novelty.main(["--file", str(train), "--held-out", str(val)]) == 2
+    assert "no passage of 150 words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_folder_is_no_text(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert novelty.main(["--file", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["words.npy", "suffixes.npy", "index.json", "manifest.json"])

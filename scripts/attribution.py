@@ -119,7 +119,7 @@ def draw(report: dict[str, Any], picture: Path) -> None:
     means = [100 * row["probability"] for row in rows]
     axes.plot(weights, means, marker="s", linestyle="--", label="mean probability")
     axes.set(
-        xlabel=f"weight of {second} (that of {first} is the rest)",
+        xlabel=f"weight of {second}; {first} has the rest",
         ylabel=f"taken for {second}, %",
         xticks=weights,
         ylim=(-3, 103),
@@ -152,16 +152,32 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def novelty_table(report: dict[str, Any]) -> str:
+    """What the texts share with the training works, as Markdown."""
+    sizes = (2, 3, 4, 5)
+    lines = [
+        "| text | longest span: median | most | in spans of 8 words | new 2-, 3-, 4-, 5-grams |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figures in report["novelty"].items():
+        new = ", ".join(f"{figures['new_ngrams'][size - 1]:.0%}" for size in sizes)
+        lines.append(
+            f"| {name} | {figures['longest_median']} words | {figures['longest_max']} words |"
+            f" {figures['copied']:.2%} | {new} |"
+        )
+    return "\n".join(lines)
+
+
 @command("attribution.py")
 def main(argv: Sequence[str]) -> None:
-    """Prints the table, and writes report and picture where they are asked for."""
+    """Prints the tables, and writes report and picture where they are asked for."""
     parser = ArgumentParser(
         prog="attribution.py", description="Attribute what a model writes, by a classifier."
     )
     parser.add_argument("checkpoint")
     parser.add_argument("--output", type=Path, help="the JSON file to write")
     parser.add_argument("--picture", type=Path, help="the PNG file to write")
-    parser.add_argument("--per-prompt", type=int, default=16, help="texts for each prompt")
+    parser.add_argument("--per-prompt", type=int, default=64, help="texts for each prompt")
     parser.add_argument("--words", type=int, default=PASSAGE_WORDS, help="of a work's passage")
     parser.add_argument("--folds", type=int, default=FOLDS)
     arguments = parser.parse_args(argv)
@@ -219,13 +235,15 @@ def main(argv: Sequence[str]) -> None:
             report["novelty"][second if weight else first] = {"texts": len(texts)} | summarise(
                 [index.words.measure(text) for text in texts]
             )
-    report["novelty"]["held out"] = index.baseline
-    print(table(report))
-    print(json.dumps(report["novelty"], indent=1))
+    if index.baseline is not None:
+        report["novelty"]["held out"] = index.baseline
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.picture is not None:
         draw(report, arguments.picture)
+    print(table(report))
+    print()
+    print(novelty_table(report))
 
 
 if __name__ == "__main__":

@@ -85,4 +85,8 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     assert [row["weight"] for row in report["blends"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert all(0 < row["attributed"]["of"] <= 16 for row in report["blends"])
     assert set(report["novelty"]) == {"wilde", "lovecraft", "held out"}
-    assert "| wilde 0.75, lovecraft 0.25 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| wilde 0.75, lovecraft 0.25 |" in out
+    held_out = report["novelty"]["held out"]
+    longest = f"{held_out['longest_median']} words | {held_out['longest_max']} words"
+    assert f"| held out | {longest} |" in out

@@ -56,18 +56,27 @@ def test_shares_have_wilsons_interval() -> None:
         (["--words", "0"], "--words must be at least 20"),
         (["--folds", "1"], "--folds must be at least 2"),
         (["--per-prompt", "0"], "--per-prompt must be at least 1"),
-        (["--words", "30", "--folds", "9"], "works of wilde"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
-    trained: Workplace, capsys: pytest.CaptureFixture[str], flags: list[str], cure: str
+def test_mistakes_are_told_before_the_checkpoint_is_opened(
+    capsys: pytest.CaptureFixture[str], flags: list[str], cure: str
 ) -> None:
-    assert trained.train("--resume", max_iters=7) == 0
-    build(trained.root / "mixed_train.txt", None)
-    capsys.readouterr()
-    assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 2
+    assert SCRIPT["main"](["nowhere", *flags]) == 2
     captured = capsys.readouterr()
     assert cure in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_more_folds_than_works_are_told_before_anything_is_written(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained.train("--resume", max_iters=7) == 0  # with the text of this folder
+    build(trained.root / "mixed_train.txt", None)
+    capsys.readouterr()
+    flags = ["--words", "30", "--folds", "9"]
+    assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 2
+    captured = capsys.readouterr()
+    assert "works of wilde" in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 

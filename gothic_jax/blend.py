@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.texts import ANY
 
 Blend = Mapping[str, float]

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from gothic_jax import checkpoint, novelty, receipts, seal, style
 from gothic_jax.blend import Blend, complete
 from gothic_jax.blend import describe as describe_blend
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.device import out_of_memory_told, select_device
+from gothic_jax.errors import UserError
 from gothic_jax.model import Params
 from gothic_jax.receipts import Receipt
 from gothic_jax.sampler import Sampler, Sampling

@@ -35,9 +35,9 @@ import orbax.checkpoint as ocp
 from tokenizers import Tokenizer
 
 from gothic_jax import manifest
-from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig, saved_config
 from gothic_jax.device import refuse_beyond_memory, tree_bytes
+from gothic_jax.errors import UserError
 from gothic_jax.files import UNSOUND, parse_json, read_regular, sync
 from gothic_jax.model import Params, abstract_params
 from gothic_jax.tokenizer import fingerprint, load_tokenizer, parse_tokenizer

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-
-class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line that names the cure."""
+from gothic_jax.errors import UserError
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.texts import parse_weights
 
 ARCHITECTURES = ("gemma", "gpt2")

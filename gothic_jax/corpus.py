@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gothic_jax.cleaning import clean, clean_plain, words
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.download import Item, fetch, is_url
+from gothic_jax.errors import UserError
 from gothic_jax.files import sha256
 from gothic_jax.texts import RESERVED_VOICES, VOICE_NAME, join_works
 from gothic_jax.texts import Work as VoicedText

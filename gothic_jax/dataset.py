@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt16
 from tokenizers import Tokenizer
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.files import sha256, write_atomically
 from gothic_jax.texts import ANY, read_text, split_works
 from gothic_jax.tokenizer import any_voice_id, encode, end_of_text_id, fingerprint, voices

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 
 PEAK_BF16_FLOPS = {
     "H200": 989e12,

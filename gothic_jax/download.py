@@ -16,7 +16,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 
 CHUNK_BYTES = 1 << 16
 ATTEMPTS = 5

@@ -19,9 +19,10 @@ from gothic_jax.checkpoint import (
     load_tokenizer_copy,
     locate,
 )
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.dataset import encode_text
 from gothic_jax.device import out_of_memory_told, select_device
+from gothic_jax.errors import UserError
 from gothic_jax.files import sha256
 from gothic_jax.scoring import ALL, Evaluator, Score, losses_on
 from gothic_jax.seal import WRITING, differences, environment

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 
 MAX_TRUSTED = 2**24
 """Bytes of a file of settings, hashes or tokens that are read before they are looked through."""

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.files import UNSOUND, file_sha256, parse_json, read_regular, sha256, sync
 
 NAME = "manifest.json"

@@ -21,7 +21,8 @@ from jaxtyping import Bool, Int, Int32, UInt32
 from pydivsufsort import divsufsort
 
 from gothic_jax import manifest
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
+from gothic_jax.errors import UserError
 from gothic_jax.files import UNSOUND, parse_json, sha256
 from gothic_jax.texts import find_text, read_text, split_works
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 
 LOCK = ".lock"
 """In a run's folder: the file that its trainer holds locked, with its PID in it."""

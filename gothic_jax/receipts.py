@@ -13,8 +13,8 @@ from typing import Any
 
 from gothic_jax import manifest, seal
 from gothic_jax.checkpoint import Location
-from gothic_jax.cli import UserError
 from gothic_jax.device import default_device
+from gothic_jax.errors import UserError
 from gothic_jax.files import UNSOUND, parse_json
 from gothic_jax.sampler import Sampling
 from gothic_jax.texts import MAX_WEIGHT

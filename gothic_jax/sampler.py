@@ -10,9 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gothic_jax.attention import KVCache
-from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig
 from gothic_jax.device import default_device
+from gothic_jax.errors import UserError
 from gothic_jax.model import GPT, Params, empty_caches, graph, streamed_params
 
 PREFILL_CHUNK = 64

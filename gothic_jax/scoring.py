@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from tokenizers import Tokenizer
 
 from gothic_jax.attention import Implementation, choose
-from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig
 from gothic_jax.dataset import TokenText
+from gothic_jax.errors import UserError
 from gothic_jax.model import GPT, Params, graph
 from gothic_jax.tokenizer import token_bytes, voices
 

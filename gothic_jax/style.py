@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 
 from gothic_jax.blend import Blend
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.model import Params
 from gothic_jax.scoring import LossFunction, cut_windows
 from gothic_jax.tokenizer import encode, token_bytes

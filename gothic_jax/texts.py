@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 ANY = "any"

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt32
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
+from gothic_jax.errors import UserError
 from gothic_jax.files import MAX_TRUSTED, UNSOUND, parse_json, write_atomically
 from gothic_jax.texts import (
     ANY,

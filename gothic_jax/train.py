@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.config import get_config, load_config, override
+from gothic_jax.errors import UserError
 from gothic_jax.process import begin_run, exclusive
 
 

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 from gothic_jax import checkpoint, novelty, seal
 from gothic_jax.attention import choose
 from gothic_jax.checkpoint import Location, Meta, SaveFailure, Saver
-from gothic_jax.cli import UserError
 from gothic_jax.config import changed, get_config, model_config, override, validate
 from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
 from gothic_jax.device import memory_peak, out_of_memory_told, refuse_beyond_memory, tree_bytes
+from gothic_jax.errors import UserError
 from gothic_jax.model import (
     abstract_params,
     flops_per_token,

@@ -25,8 +25,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from gothic_jax import checkpoint, novelty, seal
 from gothic_jax.chat import Settings, Writer, load_writer
-from gothic_jax.cli import ArgumentParser, UserError, command
+from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.device import select_device
+from gothic_jax.errors import UserError
 from gothic_jax.novelty import PASSAGE_WORDS, cut_passages, find_words, summarise
 from gothic_jax.sampler import Sampling
 from gothic_jax.texts import find_text, read_text, split_works

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gothic_jax.blend import complete, describe
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.texts import parse_weights
 
 VOICES = ["lovecraft", "wilde"]

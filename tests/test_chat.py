@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from gothic_jax import chat, checkpoint, evaluate, novelty
 from gothic_jax.chat import Chat, Settings, Writer, change, converse, load_writer, main
 from gothic_jax.checkpoint import Location, load_meta, locate
-from gothic_jax.cli import UserError
 from gothic_jax.device import select_device
+from gothic_jax.errors import UserError
 from gothic_jax.sampler import Sampler, Sampling
 from gothic_jax.tokenizer import main as tokenizer_main
 from tests.common import DARK, Workplace

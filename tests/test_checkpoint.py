@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gothic_jax import chat, checkpoint, evaluate, seal, train
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import train_tokenizer
 from tests.common import TEXT, Workplace

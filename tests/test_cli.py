@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.files import write_atomically
 
 ECHO = """
-from gothic_jax.cli import UserError, command
+from gothic_jax.cli import command
+from gothic_jax.errors import UserError
 
 @command("echo")
 def main(argv):

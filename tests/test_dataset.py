@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gothic_jax.cli import UserError
 from gothic_jax.dataset import (
     NOTHING,
     TokenText,
@@ -13,6 +12,7 @@ from gothic_jax.dataset import (
     load_tokens,
     training_batches,
 )
+from gothic_jax.errors import UserError
 from gothic_jax.texts import split_works
 from gothic_jax.tokenizer import train_tokenizer
 from tests.common import TEXT

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.cli import UserError
 from gothic_jax.download import Item, fetch, is_complete
+from gothic_jax.errors import UserError
 
 CONTENT = bytes(range(256)) * 1000
 NO_PAUSE = 0.001  # seconds

@@ -9,8 +9,8 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from gothic_jax import evaluate
-from gothic_jax.cli import UserError
 from gothic_jax.dataset import TokenText, load_tokens
+from gothic_jax.errors import UserError
 from gothic_jax.model import graph, init_params
 from gothic_jax.scoring import Evaluator, Score, cut_windows, loss_function
 from gothic_jax.texts import split_works

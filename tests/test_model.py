@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from reference.weights import CONFIG, reference_tokens, reference_weights
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.model import (
     GPT,
     ModelConfig,

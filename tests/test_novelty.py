@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydivsufsort import divsufsort
 
 from gothic_jax import chat, corpus, evaluate, novelty
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.files import sha256
 from gothic_jax.novelty import Index
 from gothic_jax.texts import read_text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.process import Interrupted, StopSignal, exclusive
 
 PROGRAM = """

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gothic_jax.cli import UserError
 from gothic_jax.config import ModelConfig
+from gothic_jax.errors import UserError
 from gothic_jax.model import Params, graph, init_params
 from gothic_jax.sampler import (
     DECODE_CHUNK,

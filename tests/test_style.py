@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from gothic_jax import evaluate
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.style import Lean, Meter, _sentence_edges, together
 from gothic_jax.tokenizer import encode, voices
 from tests.common import TINY, Workplace

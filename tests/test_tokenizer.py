@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.texts import END_OF_TEXT, Work, split_works
 from gothic_jax.tokenizer import (
     encode,

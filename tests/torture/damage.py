@@ -19,7 +19,7 @@ from typing import Any
 import tensorstore
 
 from gothic_jax import checkpoint, manifest
-from gothic_jax.cli import UserError
+from gothic_jax.errors import UserError
 from gothic_jax.files import sha256
 from tests.common import Workplace, process
 from tests.torture.world import (

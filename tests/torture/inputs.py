@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gothic_jax import train
-from gothic_jax.cli import UserError
 from gothic_jax.config import get_config, override, validate
 from gothic_jax.dataset import encode_text
+from gothic_jax.errors import UserError
 from gothic_jax.texts import read_text, split_works
 from gothic_jax.tokenizer import encode, load_tokenizer, parse_tokenizer
 from tests.common import TEXT, Workplace
@@ -288,7 +288,7 @@ def _long_texts(workplace: Workplace) -> list[str]:
         path.write_text(line)
         program = (
             "import sys; from pathlib import Path\n"
-            "from gothic_jax.cli import UserError\n"
+            "from gothic_jax.errors import UserError\n"
             "from gothic_jax.dataset import encode_text\n"
             "from gothic_jax.tokenizer import load_tokenizer\n"
             "try: encode_text(Path(sys.argv[1]), load_tokenizer(Path(sys.argv[2])))\n"

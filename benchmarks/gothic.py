@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 
 from benchmarks.cases import Case, Decode, Model, Prepared, Train, Unable
 from gothic_jax.attention import choose
-from gothic_jax.config import ModelConfig, get_config, model_config
+from gothic_jax.config import get_config
 from gothic_jax.device import memory_peak, select_device
-from gothic_jax.model import init_params
+from gothic_jax.gpt import init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
-from gothic_jax.sampler import Sampler, Sampling
+from gothic_jax.sampler import Sampler
+from gothic_jax.settings import Sampling
+from gothic_jax.shape import ModelConfig
 from gothic_jax.step import TrainState, make_train_step
 
 _SEED = 0
@@ -56,7 +58,7 @@ def _trainer(
     case: Train, device: jax.Device
 ) -> tuple[Callable[[], dict[str, float]], dict[str, float]]:
     config = settings(case)
-    params = init_params(model_config(config), _SEED)
+    params = init_params(ModelConfig(**config.model), _SEED)
     state = TrainState(params, init_optimizer(make_optimizer(config), params))
     shape = (case.micro_batches, case.batch, case.model.block_size + 1)
     windows = jax.device_put(

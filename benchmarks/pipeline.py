@@ -20,12 +20,15 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.cases import Model, Train
 from benchmarks.gothic import prepare, settings
-from gothic_jax import checkpoint, seal, tokenizer
-from gothic_jax.config import model_config
-from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
+from gothic_jax import checkpoint, seal, tokenize
 from gothic_jax.files import file_sha256
-from gothic_jax.model import init_params
+from gothic_jax.gpt import init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
+from gothic_jax.saver import Saver
+from gothic_jax.shape import ModelConfig
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.tokens import load_tokens
+from gothic_jax.windows import batch_iterator, training_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -39,7 +42,7 @@ def measure(device: str, train: Train) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         vocabulary = work / "tokenizer.json"
-        if tokenizer.main(
+        if tokenize.main(
             [
                 *("--files", str(SAMPLE / "mixed_train.txt"), "--vocab-size", "1024"),
                 *("--output", str(vocabulary)),
@@ -54,7 +57,7 @@ def measure(device: str, train: Train) -> list[Figure]:
 
 
 def _batches_per_second(vocabulary: Path, train: Train, count: int = 300) -> float:
-    text = load_tokens(SAMPLE / "mixed_train.txt", tokenizer.load_tokenizer(vocabulary))
+    text = load_tokens(SAMPLE / "mixed_train.txt", Tokenizer.load(vocabulary))
     shape = (train.micro_batches, train.batch)
     batches = batch_iterator(
         training_batches(
@@ -74,21 +77,21 @@ def _checkpoints(
     device: str, run: Path, vocabulary: Path, train: Train, rounds: int = 10
 ) -> list[Figure]:
     config = settings(train)
-    shape = model_config(config)
+    shape = ModelConfig(**config.model)
     params = init_params(shape, 0)
     optimizer = _trained(init_optimizer(make_optimizer(config), params))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimizer)))
-    words = tokenizer.load_tokenizer(vocabulary)
+    words = Tokenizer.load(vocabulary)
     meta = checkpoint.Meta(
         iteration=1,
         config=config.to_dict(),
-        tokenizer_sha256=tokenizer.fingerprint(words),
+        tokenizer_sha256=words.sha256,
         train_sha256="0" * 64,
         val_sha256="0" * 64,
         environment=seal.environment(),
     )
     run.mkdir()
-    saver = checkpoint.Saver(run, start=0)
+    saver = Saver(run, [])
     waits: list[float] = []
     numbers = itertools.count(1)
 
@@ -136,8 +139,8 @@ def _checkpoints(
     verified = time.perf_counter() - started
     started = time.perf_counter()
     restored = (
-        checkpoint.load_params(where, shape, sharding),
-        checkpoint.load_optimizer(where, optimizer, sharding),
+        where.params(sharding),
+        where.optimizer(optimizer, sharding),
     )
     jax.block_until_ready(restored)
     return [

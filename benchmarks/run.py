@@ -181,10 +181,10 @@ def _details(
 def _flops_per_token(case: Train) -> int:
     """The package's formula, 6 N + 12 L d T, for every system alike."""
     from benchmarks.gothic import settings
-    from gothic_jax.config import model_config
-    from gothic_jax.model import abstract_params, flops_per_token
+    from gothic_jax.gpt import abstract_params, flops_per_token
+    from gothic_jax.shape import ModelConfig
 
-    shape = model_config(settings(case))
+    shape = ModelConfig(**settings(case).model)
     return flops_per_token(shape, abstract_params(shape))
 
 

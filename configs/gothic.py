@@ -1,4 +1,4 @@
-"""The default run: both voices, 35.7M parameters, for an RTX 4080.
+"""The default run: both voices, 35.7M parameters, meant for an RTX 4080.
 
 gothic-train --config=configs/gothic.py
 """

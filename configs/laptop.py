@@ -1,4 +1,4 @@
-"""A model of the real corpus that a laptop's CPU trains within the hour.
+"""A model of both voices that a laptop's CPU trains on the real corpus in less than an hour.
 
 gothic-train --config=configs/laptop.py
 """
@@ -9,7 +9,7 @@ from gothic_jax.config import get_config as get_base_config
 
 
 def get_config() -> ConfigDict:
-    """4.3M parameters; 1,200 iterations of 8,192 tokens are about 6 passes over the texts."""
+    """4.3M parameters; 1,200 iterations of 8,192 tokens: about 6 passes over the texts."""
     config = get_base_config()
     config.out_dir = "checkpoints/laptop"
     config.max_iters = 1200
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.n_layer = 6
     config.model.n_head = 3
     config.model.n_embd = 192
-    # Six passes are too few to learn the texts by heart;
-    # in a run of twelve, validation rises from the sixth on.
+    # Six passes are too few to memorise the texts;
+    # in a run of twelve passes, the validation loss rises from the sixth on.
     config.model.dropout = 0.0
     return config

@@ -11,7 +11,7 @@ from gothic_jax.config import get_config as get_base_config
 
 
 def get_config() -> ConfigDict:
-    """The default model, of one voice."""
+    """The default model, trained on one voice."""
     config = get_base_config()
     config.train_file = "lovecraft_train.txt"
     config.val_file = "lovecraft_val.txt"

@@ -1,4 +1,4 @@
-r"""A tiny model of the bundled sample corpus, to see everything work on a laptop's CPU.
+r"""A tiny model of the bundled sample corpus, to try everything on a laptop's CPU.
 
     gothic-tokenize --files data/sample/mixed_train.txt --vocab-size 1024 \
         --output data/tokenizer_sample.json
@@ -11,7 +11,7 @@ from gothic_jax.config import get_config as get_base_config
 
 
 def get_config() -> ConfigDict:
-    """1.2M parameters; the sample corpus is far too small for prose of any quality."""
+    """1.2M parameters; the sample corpus is far too small for good prose."""
     config = get_base_config()
     config.data_dir = "data/sample"
     config.tokenizer = "data/tokenizer_sample.json"

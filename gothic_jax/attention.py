@@ -6,10 +6,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gothic_jax.products import matmul, matmul_first_transposed, matmul_transposed, written_swapped
+from gothic_jax.ops import matmul, matmul_first_transposed, matmul_transposed, written_swapped
 
 Implementation = Literal["cudnn", "xla", "xla-blocks"]
 """cuDNN's flash attention, XLA's plain one, or XLA by blocks of queries for a CPU."""
+
+
+def rotate(
+    x: Float[Array, "batch time head head_dim"], positions: Int[Array, " time"]
+) -> Float[Array, "batch time head head_dim"]:
+    """Rotary position embedding (arXiv 2104.09864), halves paired, base 10,000."""
+    half = x.shape[-1] // 2
+    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[:, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def unrotated(
+    x: Float[Array, "batch time head head_dim"], positions: Int[Array, " time"]
+) -> Float[Array, "batch time head head_dim"]:
+    """`x`: where positions are learned, they are added to the embedding."""
+    return x
 
 
 def causal_attention(

@@ -40,3 +40,8 @@ def describe(blend: Blend) -> str:
     if len(blend) == 1 and (only := next(iter(blend.items())))[1] == 1:
         return f"voice {only[0]}"
     return "blend " + ",".join(f"{voice}={weight:g}" for voice, weight in blend.items())
+
+
+def one_voice(name: str) -> Blend:
+    """The blend that a single voice is; `none` is no voice in particular."""
+    return {} if name == "none" else {name: 1.0}

@@ -1,52 +1,46 @@
-"""Checkpoints of a run: what is kept, how it gets onto the disk, and the names that lead to it.
+"""Checkpoints of a run: their names, what is in them, and how one is opened.
 
-A run's folder holds one numbered folder for each kept iteration:
+A run's folder has a numbered folder for each iteration that is kept:
 
     params/, optimizer/   arrays, written by Orbax
     meta.json             settings, data position, scores, hashes, environment
     tokenizer.json
     manifest.json         size and SHA-256 of all these, written last
 
-It is made under a temporary name and renamed when all of it is on the disk, so that a numbered
-folder is whole. Names that begin with a dot are work in hand; `tidy` clears them away.
+`saver.py` writes it under a temporary name and renames it when all of it is on the disk, so a
+numbered folder is complete.
 """
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import operator
-import os
 import re
-import shutil
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import types
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
-import jax.numpy as jnp
-import optax
-import orbax.checkpoint as ocp
-from tokenizers import Tokenizer
 
 from gothic_jax import manifest
-from gothic_jax.config import ModelConfig, saved_config
+from gothic_jax.config import saved_config
 from gothic_jax.device import refuse_beyond_memory, tree_bytes
 from gothic_jax.errors import UserError
-from gothic_jax.files import UNSOUND, parse_json, read_regular, sync
-from gothic_jax.model import Params, abstract_params
-from gothic_jax.tokenizer import fingerprint, load_tokenizer, parse_tokenizer
+from gothic_jax.files import UNSOUND, parse_json, read_regular
+from gothic_jax.gpt import Params, abstract_params
+from gothic_jax.shape import ModelConfig
+from gothic_jax.texts import ALL
+from gothic_jax.tokenizer import Tokenizer
 
-# Orbax tells of every save and restore at warning level.
+# Orbax reports every save and restore as a warning.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-KEPT = 2
-"""So many of the latest checkpoints stay, and the best: should one be damaged, one is left."""
+META, TOKENIZER = "meta.json", "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +72,34 @@ class Meta:
     @property
     def val_loss(self) -> float:
         """Of this iteration's evaluation; infinite if it had none."""
-        return math.inf if self.scores is None else self.scores["all"]["loss"]
+        return math.inf if self.scores is None else self.scores[ALL]["loss"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Location:
-    """One checkpoint: a run's folder and the iteration within it."""
+class Checkpoint:
+    """A checkpoint that was opened: all its files were as they were written."""
 
     run: Path
-    iteration: int
+    meta: Meta
+    seal: str
+    """The manifest's own SHA-256, which identifies all of the checkpoint."""
+    _tokenizer_json: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def open(cls, run: Path, iteration: int) -> "Checkpoint":
+        """Checks every file of a checkpoint, once. Raises UserError where one is damaged."""
+        path = run / str(iteration)
+        seal, kept = manifest.verify(path, keep=(META, TOKENIZER))
+        with unreadable_reported(path):
+            meta = _parse_meta(kept[META], path)
+            if meta.iteration != iteration:
+                raise ValueError(f"it is of iteration {meta.iteration}")
+            return cls(run, meta, seal, kept[TOKENIZER])
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self.meta.iteration
 
     @property
     def path(self) -> Path:
@@ -96,237 +109,95 @@ class Location:
     def __str__(self) -> str:
         return str(self.path)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its own copy of the tokenizer. Raises UserError where that does not fit the model."""
+        tokenizer = Tokenizer.parse(self._tokenizer_json, f"the tokenizer of {self}")
+        if tokenizer.sha256 != self.meta.tokenizer_sha256:
+            raise UserError(f"the tokenizer of {self} is not the one it was saved with")
+        if tokenizer.vocab_size != self.meta.model_config.vocab_size:
+            raise UserError(f"the tokenizer of {self} has another vocabulary than its model")
+        return tokenizer
+
+    def same_tokenizer(self, path: Path) -> Tokenizer:
+        """The tokenizer of a file. Raises UserError where the checkpoint was made with another."""
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.sha256 != self.meta.tokenizer_sha256:
+            raise UserError(
+                f"{self} was trained with another tokenizer than {path}; give that one, or use the"
+                " checkpoint's own: leave --tokenizer out, or move the file away"
+            )
+        return tokenizer
+
+    def params(self, sharding: jax.sharding.Sharding) -> Params:
+        """The parameters, laid out by `sharding`. Raises UserError."""
+        return self._restore("params", abstract_params(self.meta.model_config), sharding)
+
+    def optimizer(self, like: Any, sharding: jax.sharding.Sharding) -> Any:
+        """The optimizer's state, of the same structure as `like`. Raises UserError."""
+        return self._restore("optimizer", like, sharding)
+
+    def _restore(self, item: str, like: Any, sharding: jax.sharding.Sharding) -> Any:
+        import orbax.checkpoint as ocp  # slow, and only arrays need it
+
+        refuse_beyond_memory(next(iter(sharding.device_set)), tree_bytes(like), f"{self}/{item}")
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+        )
+        with (
+            unreadable_reported(self.path),
+            ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax,
+        ):
+            folder = (self.path / item).resolve()
+            _refuse_other_arrays(orbax.metadata(folder), target)
+            return orbax.restore(folder, args=ocp.args.StandardRestore(target))
+
 
 def iterations(run: Path) -> list[int]:
-    """The iterations that a run's folder holds checkpoints of, whole or damaged, in order."""
+    """The iterations that a run's folder has checkpoints of, complete or damaged, in order."""
     try:
         if not run.is_dir():
             return []
-    except OSError as error:  # no permission, or a name beyond all length
+    except OSError as error:  # no permission, or too long a name
         raise UserError(f"{run} cannot be read: {error.strerror}") from error
     # Any folder may have a number for a name; ours have these files, or have lost one of them.
-    marks = [*run.glob(f"*/{manifest.NAME}"), *run.glob("*/meta.json")]
+    marks = [*run.glob(f"*/{manifest.NAME}"), *run.glob(f"*/{META}")]
     names = {mark.parent.name for mark in marks}
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
 
 
-def tidy(run: Path) -> None:
-    """Ends what a killed trainer left half done; only for who holds the run's lock."""
-    # A person's folder may hold hidden folders of their own.
-    ours = re.compile(r"\.([0-9]+(?:\.damaged)?)\.(old|tmp)")
-    for path in [*run.glob(".*")]:
-        if (name := ours.fullmatch(path.name)) is None or path.is_symlink() or not path.is_dir():
-            continue
-        if name[2] == "old" and not (run / name[1]).exists():
-            path.rename(run / name[1])
-        else:
-            shutil.rmtree(path)
+def first_whole(run: Path, candidates: Iterable[int]) -> Checkpoint:
+    """The first of these iterations whose checkpoint is as it was written.
 
-
-def refuse_strangers(run: Path) -> None:
-    """Raises UserError where a run's folder has a numbered folder that is no checkpoint."""
-    strangers = {path.name for path in run.glob("*/") if path.name.isdecimal()}
-    if strangers := strangers.difference(map(str, iterations(run))):
-        raise UserError(
-            f"--out-dir {run} holds {min(strangers)}/, which is no checkpoint; name another"
-        )
-
-
-class SaveFailure(UserError):
-    """A checkpoint could not be written; what was there before is as it was."""
-
-
-class Saver:
-    """Writes a run's checkpoints in the background, one at a time.
-
-    Only for who holds the run's lock. `close()` waits for the last one.
+    Reports on stderr which ones before it are damaged. Raises UserError where all are.
     """
-
-    def __init__(self, run: Path, start: int) -> None:
-        """`start` is the iteration that the run goes on from.
-
-        Checkpoints of later ones, which only a damaged run has, are set aside.
-        """
-        held = iterations(run)
-        self._run = run
-        self._val_losses: dict[int, float] = {}
-        for iteration in held:
-            if iteration > start:
-                _replace(run / str(iteration), run / f"{iteration}.damaged")
-                continue
-            with contextlib.suppress(UserError):  # it is not safe to rely on, and so not counted
-                self._val_losses[iteration] = load_meta(Location(run, iteration)).val_loss
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._save: Future[None] | None = None
-
-    @property
-    def safe(self) -> int | None:
-        """The latest iteration whose checkpoint is on the disk."""
-        return max(self._val_losses, default=None)
-
-    def save(
-        self, params: Params, optimizer: optax.OptState, meta: Meta, tokenizer: Tokenizer
-    ) -> None:
-        """Starts to save an iteration; waits for the save before it, but not for this one.
-
-        The arrays are copied on their device first, so that they may be donated to the next
-        step. Raises SaveFailure if the save before failed and was not yet told.
-        """
-        self.wait()
-        # The larger part first: it is hashed while the other one is written.
-        arrays = {"optimizer": optimizer, "params": params}
-        copies = jax.tree.map(jnp.copy, arrays)
-        self._save = self._pool.submit(self._write, copies, meta, tokenizer)
-
-    def wait(self) -> None:
-        """Waits until the last save is on the disk; raises SaveFailure if it is not."""
-        if self._save is not None:
-            save, self._save = self._save, None
-            save.result()
-
-    def check(self) -> None:
-        """Raises SaveFailure if the last save has ended and failed; does not wait."""
-        if self._save is not None and self._save.done():
-            self.wait()
-
-    def close(self) -> None:
-        """Waits until everything is on disk; raises SaveFailure if it is not."""
-        self._pool.shutdown()
-        self.wait()
-
-    def _write(self, arrays: dict[str, Any], meta: Meta, tokenizer: Tokenizer) -> None:
-        folder = self._run / f".{meta.iteration}.tmp"
-        final = self._run / str(meta.iteration)
-        try:
-            with _disk_errors_raised(), ThreadPoolExecutor(manifest.HASHERS) as hashers:
-                folder.mkdir()
-                hashed: manifest.Entries = {}
-                # Trained numbers are noise: to compress them takes longer than to write them.
-                handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-                with ocp.Checkpointer(handler) as orbax:
-                    for name, tree in arrays.items():
-                        orbax.save(folder.resolve() / name, args=ocp.args.PyTreeSave(tree))
-                        hashed |= manifest.entries(folder, f"{name}/", hashers)
-                (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-                content = json.dumps(dataclasses.asdict(meta), indent=1)
-                (folder / "meta.json").write_text(content)
-                manifest.write(folder, hashed, hashers)
-                _replace(folder, final)
-        except BaseException as error:
-            _discard(folder)
-            if not isinstance(error, OSError):
-                raise
-            kept = "nothing is saved" if self.safe is None else f"{self._run / str(self.safe)} is"
-            raise SaveFailure(
-                f"checkpoint {final} cannot be written: {error.strerror}; {kept}"
-                f"{'' if self.safe is None else ' safe'}; make room, or mend the disk"
-            ) from error
-        self._val_losses[meta.iteration] = meta.val_loss
-        self._prune()
-
-    def _prune(self) -> None:
-        with contextlib.suppress(OSError):
-            # What TensorStore may have put there after a failed save was discarded.
-            tidy(self._run)
-        best = min(sorted(self._val_losses, reverse=True), key=self._val_losses.__getitem__)
-        keep = {best, *sorted(self._val_losses)[-KEPT:]}
-        for iteration in iterations(self._run):
-            if iteration not in keep:
-                self._val_losses.pop(iteration, None)
-                # Under another name first: no numbered folder is ever half deleted.
-                trash = self._run / f".{iteration}.tmp"
-                with contextlib.suppress(OSError):  # tried again after the next save
-                    (self._run / str(iteration)).rename(trash)
-                    shutil.rmtree(trash)
-
-
-def _discard(folder: Path) -> None:
-    """Deletes the folder of a failed save. TensorStore still writes to it for a moment: where one
-    array's file fails, those of others are under way."""
-    for _ in range(40):
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.05)
-        if not folder.exists():
-            return
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Renames a folder, in place of what had the name; `tidy` completes it if it is cut off."""
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        target.rename(old)
-    try:
-        source.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    sync(target.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-@contextlib.contextmanager
-def _disk_errors_raised() -> Iterator[None]:
-    """Turns what TensorStore says of a failed system call into the OSError that it was."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        if found := re.search(r"os_error_code='(\d+)'", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-        raise
-
-
-def delete_run(run: Path) -> None:
-    """Deletes a run's checkpoints and logs, and nothing else that lies in its folder."""
-    damaged = [path for path in run.glob("*.damaged") if path.stem.isdecimal()]
-    try:
-        for path in [*damaged, *(run / str(iteration) for iteration in iterations(run))]:
-            # Under another name first: no numbered folder is ever half deleted.
-            trash = run / f".{path.name.partition('.')[0]}.tmp"
-            path.rename(trash)
-            shutil.rmtree(trash)
-        for path in (run / "logs").glob("events.out.tfevents.*"):
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be deleted: {error.strerror}") from error
-
-
-def latest_whole(run: Path) -> Location:
-    """The latest checkpoint of a run that is as it was written.
-
-    Says on stderr which later ones are damaged, and where. Raises UserError where none is whole.
-    """
-    return _first_whole(run, sorted(iterations(run), reverse=True))
-
-
-def _first_whole(run: Path, candidates: list[int]) -> Location:
     damage = []
     for iteration in candidates:
-        location = Location(run, iteration)
         try:
-            manifest.verify(location.path)
-            load_meta(location)
+            checkpoint = Checkpoint.open(run, iteration)
         except UserError as error:
             damage.append(str(error))
         else:
             for line in damage:
-                print(f"warning: {line}; going back to {location}", file=sys.stderr)
-            return location
-    raise UserError(
-        f"{run} has no checkpoint that is whole: {'; '.join(damage)}. Put a copy back in its"
-        " place, or train anew in another --out-dir"
+                print(f"warning: {line}; going back to {checkpoint}", file=sys.stderr)
+            return checkpoint
+    raise no_whole_one(run, damage)
+
+
+def no_whole_one(run: Path, damage: Iterable[str]) -> UserError:
+    """What to raise where every checkpoint of a run is damaged, in these ways."""
+    return UserError(
+        f"{run} has no undamaged checkpoint: {'; '.join(damage)}. Put a copy back in its place, or"
+        " train again in another --out-dir"
     )
 
 
-def locate(name: str, *, exact: bool = False) -> Location:
-    """The checkpoint of a name: RUN/best, RUN/latest, RUN (its best), or RUN/ITERATION.
+def locate(name: str, *, exact: bool = False) -> Checkpoint:
+    """The checkpoint of a name: RUN/best, RUN/latest, RUN (its best), or RUN/ITERATION, opened.
 
-    All its files are checked against its manifest. Where one is damaged, that is said on stderr
-    and the next best one, or the one before the latest, takes its place; one that was asked for
-    by its iteration is refused, and with `exact` any. Raises UserError where there is none.
+    Where it is damaged, that is reported on stderr and the next best one, or the one before the
+    latest, takes its place; but one that was asked for by its iteration is refused, and with
+    `exact` any. Raises UserError where there is none.
     """
     path = Path(name)
     run, which = path, "best"
@@ -338,132 +209,67 @@ def locate(name: str, *, exact: bool = False) -> Location:
     if which.isdecimal():
         if int(which) not in held:
             raise UserError(f"{run} holds iterations {', '.join(map(str, held))}, not {which}")
-        return _first_whole(run, [int(which)])
-    if which == "latest":
+        candidates = [int(which)]
+    elif which == "latest":
         candidates = sorted(held, reverse=True)
     else:
-        candidates = sorted(held, key=lambda n: (_val_loss(run, n), -n))
-    return _first_whole(run, candidates[:1] if exact else candidates)
+        candidates = sorted(held, key=lambda n: (_stated_val_loss(run / str(n)), -n))
+    return first_whole(run, candidates[:1] if exact else candidates)
 
 
-def _val_loss(run: Path, iteration: int) -> float:
+def _stated_val_loss(path: Path) -> float:
     """For an order only: nothing has been checked yet."""
-    with contextlib.suppress(UserError):
-        return load_meta(Location(run, iteration)).val_loss
-    return -math.inf  # its damage is told first
+    with contextlib.suppress(OSError, UserError, *UNSOUND):
+        return _parse_meta(read_regular(path / META), path).val_loss
+    return -math.inf  # its damage is reported first
 
 
 @contextlib.contextmanager
-def _unreadable_told(what: Location | Path) -> Iterator[None]:
+def unreadable_reported(path: Path) -> Iterator[None]:
+    """Turns what reading an unsound checkpoint may raise into a UserError that names it."""
     try:
         yield
     except (OSError, *UNSOUND) as error:
         reason = textwrap.shorten(str(error), 160)
         raise UserError(
-            f"the checkpoint {what} cannot be read; try another, or train anew ({reason})"
+            f"the checkpoint {path} cannot be read; try another, or train again ({reason})"
         ) from error
 
 
-def load_meta(location: Location) -> Meta:
-    """What the checkpoint says of itself; raises UserError where that cannot be."""
-    with _unreadable_told(location):
-        if location.path.is_symlink():
-            raise OSError(f"{location} is a link")
-        content = parse_json(read_regular(location.path / "meta.json"))
-        try:
-            meta = _checked(content)
-        except UserError as error:
-            raise UserError(f"the checkpoint {location} cannot be used: {error}") from error
-        if meta.iteration != location.iteration:
-            raise ValueError(f"it is of iteration {meta.iteration}")
-        return meta
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "iteration": (int,),
-    "config": (dict,),
-    "tokenizer_sha256": (str,),
-    "train_sha256": (str,),
-    "val_sha256": (str,),
-    "environment": (dict,),
-    "best_val_loss": (float, int, type(None)),
-    "evaluations_since_best": (int,),
-    "skipped": (int,),
-    "skipped_in_a_row": (int,),
-    "scores": (dict, type(None)),
-}
-
-
-def _checked(value: Any) -> Meta:
-    """A Meta from JSON of whatever origin; raises ValueError, TypeError or UserError."""
-    if not isinstance(value, dict) or value.keys() != _KINDS.keys():
-        raise ValueError("its meta.json is not as this version writes it")
-    for name, kinds in _KINDS.items():
-        if not isinstance(value[name], kinds):
+def _parse_meta(content: bytes, path: Path) -> Meta:
+    """A Meta from JSON of any origin; raises UserError or one of UNSOUND."""
+    value = parse_json(content)
+    hints = get_type_hints(Meta)
+    if not isinstance(value, dict) or value.keys() != hints.keys():
+        raise ValueError(f"its {META} is not as this version writes it")
+    for name, hint in hints.items():
+        if not _is_of(value[name], hint):
             raise ValueError(f"its {name} is {value[name]!r}")
     for name in ("tokenizer_sha256", "train_sha256", "val_sha256"):
         if not re.fullmatch("[0-9a-f]{64}", value[name]):
-            raise ValueError(f"its {name} is no SHA-256")
+            raise ValueError(f"its {name} is not a SHA-256")
     if (scores := value["scores"]) is not None:
-        figures = [scores["all"]["loss"], *(f for score in scores.values() for f in score.values())]
+        figures = [scores[ALL]["loss"], *(f for score in scores.values() for f in score.values())]
         if not all(isinstance(figure, float | int) for figure in figures):
-            raise ValueError("its scores are no numbers")
+            raise ValueError("its scores are not numbers")
     if not all(isinstance(fact, str) for fact in value["environment"].values()):
-        raise ValueError("its environment is no list of facts")
-    return Meta(**value | {"config": saved_config(value["config"]).to_dict()})
+        raise ValueError("its environment is not a list of facts")
+    try:
+        config = saved_config(value["config"]).to_dict()
+    except UserError as error:
+        raise UserError(f"the checkpoint {path} cannot be used: {error}") from error
+    return Meta(**value | {"config": config})
 
 
-def load_same_tokenizer(path: Path, location: Location, meta: Meta) -> Tokenizer:
-    """The tokenizer of a file; raises UserError where the checkpoint was trained with another."""
-    tokenizer = load_tokenizer(path)
-    if fingerprint(tokenizer) != meta.tokenizer_sha256:
-        raise UserError(
-            f"{location} was trained with another tokenizer than {path}; give that one, or use the"
-            " checkpoint's own: leave --tokenizer out, or move the file away"
-        )
-    return tokenizer
-
-
-def load_tokenizer_copy(location: Location, meta: Meta) -> Tokenizer:
-    """The tokenizer kept in the checkpoint; raises UserError where its hash is not as saved."""
-    with _unreadable_told(location):
-        content = read_regular(location.path / "tokenizer.json")
-    tokenizer = parse_tokenizer(content, f"the tokenizer of {location}")
-    if fingerprint(tokenizer) != meta.tokenizer_sha256:
-        raise UserError(f"the tokenizer of {location} is not the one it was saved with")
-    if tokenizer.get_vocab_size() != meta.model_config.vocab_size:
-        raise UserError(f"the tokenizer of {location} has another vocabulary than its model")
-    return tokenizer
-
-
-def load_params(location: Location, config: ModelConfig, sharding: jax.sharding.Sharding) -> Params:
-    """The parameters, laid out by `sharding`. Raises UserError."""
-    return _restore(location, "params", abstract_params(config), sharding)
-
-
-def load_optimizer(
-    location: Location, like: optax.OptState, sharding: jax.sharding.Sharding
-) -> optax.OptState:
-    """The optimizer's state, of the same structure as `like`. Raises UserError."""
-    return _restore(location, "optimizer", like, sharding)
-
-
-def _restore(location: Location, item: str, like: Any, sharding: jax.sharding.Sharding) -> Any:
-    refuse_beyond_memory(tree_bytes(like), f"{location}/{item}")
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
-    )
-    with (
-        _unreadable_told(location),
-        ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax,
-    ):
-        folder = (location.path / item).resolve()
-        _refuse_other_arrays(orbax.metadata(folder), target)
-        return orbax.restore(folder, args=ocp.args.StandardRestore(target))
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type; what containers hold is not looked at."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_of(value, part) for part in get_args(hint))
+    return type(value) in ((int, float) if hint is float else (get_origin(hint) or hint,))
 
 
 def _refuse_other_arrays(found: Any, target: Any) -> None:
-    """Raises ValueError where what is stored has other shapes, or chunks beyond them.
+    """Raises ValueError where what is stored has other shapes, or chunks larger than them.
 
     Reading allocates whole chunks: a small file could ask for any amount of memory.
     """

@@ -1,4 +1,4 @@
-"""From the bytes of a text file to clean text in one typography. No input or output here.
+"""From the bytes of a text file to clean text in one typography. Reads and writes no files.
 
 The clean form is the same for every voice, so that a model cannot tell the voices apart by
 the habits of their printers:
@@ -93,8 +93,8 @@ _WORD = re.compile(r"[\w']+")
 def clean(raw: bytes, begin: str = "", end: str = "") -> str:
     """The text of a work: decoded, without its furniture, in the one typography.
 
-    `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError where the
-    bytes are no text or a marker is not found.
+    `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError if the
+    bytes are not text or a marker is not found.
     """
     text = strip_gutenberg(unify_line_ends(decode(raw)))
     lines = drop_contents(keep_ranges(text.split("\n"), begin, end))
@@ -104,9 +104,9 @@ def clean(raw: bytes, begin: str = "", end: str = "") -> str:
 
 
 def clean_plain(raw: bytes) -> str:
-    """The text of a file of one's own, in the one typography: only Gutenberg's pages are dropped.
+    """The text of one's own file, in the one typography: only Gutenberg's pages are dropped.
 
-    Raises ValueError where the bytes are no text.
+    Raises ValueError if the bytes are not text.
     """
     text = strip_gutenberg(unify_line_ends(decode(raw)))
     return _join([_tidy(p) for p in _unwrap_all(split_blocks(text.split("\n")))])
@@ -140,10 +140,10 @@ def words(text: str) -> list[str]:
 def decode(raw: bytes) -> str:
     """UTF-8 (with or without BOM), else Windows-1252, which contains ISO-8859-1's letters.
 
-    Raises ValueError where the bytes are no text.
+    Raises ValueError if the bytes are not text.
     """
     if b"\0" in raw:
-        raise ValueError("it contains NUL bytes, so it is no text in UTF-8 or Latin-1")
+        raise ValueError("it contains NUL bytes, so it is not text in UTF-8 or Latin-1")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -155,13 +155,13 @@ def decode(raw: bytes) -> str:
 
 
 def unify_line_ends(text: str) -> str:
-    """Every line ends in a plain newline and carries no trailing spaces."""
+    """Every line ends in a plain newline, without trailing spaces."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)
 
 
 def strip_gutenberg(text: str) -> str:
-    """Drops Project Gutenberg's header, credits, footer and licence, where there are any."""
+    """Drops Project Gutenberg's header, credits, footer and licence, if there are any."""
     starts = list(_GUTENBERG_START.finditer(text))
     if starts:
         text = text[starts[-1].end() :]
@@ -178,9 +178,9 @@ def strip_gutenberg(text: str) -> str:
 def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:
     """The lines from each `begin` marker (kept) to its `end` marker (dropped).
 
-    Both hold markers parted by "|", taken in pairs and found one after the other. A marker is
+    Both hold markers separated by "|", taken in pairs and found one after the other. A marker is
     a whole line in clean typography; one that ends in "..." is the start of a line. An
-    empty one stands for the start or end of the text. Raises ValueError where one is missing.
+    empty one means the start or end of the text. Raises ValueError if one is missing.
     """
     begins, ends = begin.split(MARKER_SEPARATOR), end.split(MARKER_SEPARATOR)
     if len(begins) < len(ends):
@@ -212,7 +212,7 @@ def drop_contents(lines: Sequence[str]) -> list[str]:
     """Drops tables of contents and lists of illustrations.
 
     A table starts at its heading and ends at a wide gap, at a line too long to be an entry, or
-    where an entry comes for the second time: as the heading of what it announced.
+    where an entry occurs for the second time, as the heading of its chapter.
     """
     kept: list[str] = []
     i = 0
@@ -333,7 +333,7 @@ def double_quotes(paragraphs: Sequence[str]) -> list[str]:
     """Paragraphs with speech in double quotes, and quotes within it in single ones.
 
     A paragraph whose first quote is a single one is taken to follow British use. Its apostrophes
-    are told from its quotes by what stands around them, which is a guess in "the boys' hats".
+    are distinguished from its quotes by the characters around them: a guess in "the boys' hats".
     """
     pairs = itertools.pairwise([*paragraphs, ""])
     return [_swap_quotes(text, continued=_opens(after, 0)) for text, after in pairs]
@@ -356,7 +356,7 @@ def _swap_quotes(text: str, continued: bool) -> str:
 
 
 def _quoted_spans(text: str, continued: bool) -> Iterator[tuple[int, int]]:
-    """Where single quotes open and close; a quote that goes on in the next paragraph closes at
+    """Where single quotes open and close; a quote that continues in the next paragraph closes at
     the end of the text."""
     marks = [i for i, c in enumerate(text) if c == "'"]
     start: int | None = None
@@ -371,7 +371,7 @@ def _quoted_spans(text: str, continued: bool) -> Iterator[tuple[int, int]]:
 
 
 def _opens(text: str, i: int) -> bool:
-    """Whether a single quote stands here that opens, rather than an apostrophe as in 'tis."""
+    """Whether the character is an opening single quote, not an apostrophe as in 'tis."""
     if text[i : i + 1] != "'" or (i and (text[i - 1].isalnum() or text[i - 1] in ".,;:!?'")):
         return False
     word = _WORD.match(text, i + 1)
@@ -384,7 +384,7 @@ def _closes(text: str, i: int) -> bool:
 
 
 def _ends_here(text: str, later: Sequence[int]) -> bool:
-    """Whether a mark after a letter closes: not where a surer one follows ("boys' hats.'")."""
+    """Whether a mark after a letter closes: not if a surer one follows ("boys' hats.'")."""
     for i in later:
         if _opens(text, i):
             return True

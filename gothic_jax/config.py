@@ -1,4 +1,4 @@
-"""Every setting of a training run, once, with its meaning and unit.
+"""Every setting of a training run, with its meaning and unit.
 
 `configs/*.py` start from `get_config()` and change what differs; `--config.NAME=VALUE` and the
 friendly flags of `gothic-train` change single settings on top.
@@ -17,52 +17,11 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from gothic_jax.errors import UserError
-from gothic_jax.texts import parse_weights
-
-ARCHITECTURES = ("gemma", "gpt2")
-LIMITS = {
-    "block_size": 2**17,
-    "vocab_size": 2**16,  # tokens are cached in 16 bits
-    "n_layer": 2**7,
-    "n_head": 2**7,
-    "n_embd": 2**14,
-}
-"""Beyond these a number is a slip of the keyboard, or somebody's trap, and no model."""
+from gothic_jax.shape import INTEGER_LIMIT, ModelConfig
+from gothic_jax.texts import PROCESSED, parse_weights
 
 MAX_FLOAT = 1e38
 """Beyond it a float32 is infinite."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model. The defaults make 35.7M parameters."""
-
-    architecture: str = "gemma"
-    block_size: int = 384  # longest context, in tokens
-    vocab_size: int = 4096
-    n_layer: int = 8
-    n_head: int = 8
-    n_embd: int = 512
-    dropout: float = 0.1  # after the embedding, each attention and each MLP
-
-    def validate(self) -> None:
-        """Raises UserError where these numbers make no model."""
-        if self.architecture not in ARCHITECTURES:
-            raise UserError(
-                f"model.architecture must be one of {', '.join(ARCHITECTURES)}, "
-                f"not {self.architecture!r}"
-            )
-        for name, limit in LIMITS.items():
-            if not 0 < getattr(self, name) <= limit:
-                raise UserError(
-                    f"model.{name} must be above 0 and at most {limit:,}, not {getattr(self, name)}"
-                )
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"model.n_embd ({self.n_embd}) must be a multiple of model.n_head ({self.n_head})"
-            )
-        if self.architecture == "gemma" and (self.n_embd // self.n_head) % 2:
-            raise UserError("model.n_embd / model.n_head must be even for rotary positions")
 
 
 def get_config() -> ConfigDict:
@@ -70,7 +29,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     # Files. A bare text name is looked up in data_dir.
-    config.data_dir = "data/processed"
+    config.data_dir = str(PROCESSED)
     config.train_file = "mixed_train.txt"
     config.val_file = "mixed_val.txt"
     config.tokenizer = "data/tokenizer.json"
@@ -138,38 +97,44 @@ def load_config(path: str) -> ConfigDict:
     return config
 
 
-def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
-    """A copy of `config` with `--config.NAME=VALUE` arguments applied.
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings that `--config.NAME=VALUE` arguments give, by dotted name.
 
     Raises UserError for an unknown or ill-typed setting, and for any other argument.
     """
+    known = flatten(get_config().to_dict())
+    given = []
     for before, argument in pairwise(["", *arguments]):
         is_value = before.startswith("--config.") and "=" not in before
         if argument.startswith("-") and not argument.startswith("--config.") and not is_value:
             raise UserError(f"unknown option {argument}; `gothic-train --help` lists the options")
-    known = flatten(config.to_dict())
-    for argument in arguments:
+        if not argument.startswith("--config.") or is_value:
+            continue
         name = argument.removeprefix("--config.").partition("=")[0]
-        if name != argument and name not in known:
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             cure = f"did you mean {near[0]}?" if near else f"settings: {', '.join(known)}"
             raise UserError(f"unknown setting {name}; {cure}")
-    result = ConfigDict(config.to_dict())
+        given.append(name)
+    parsed = get_config()
     argv = ["gothic-train", *arguments]
-    flag_values = flags.FlagValues()
+    values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_dict("config", result, flag_values=flag_values, sys_argv=argv)
-        rest = flag_values(argv)[1:]
+        config_flags.DEFINE_config_dict("config", parsed, flag_values=values, sys_argv=argv)
+        rest = values(argv)[1:]
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"ill-typed setting: {error}") from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are --config.NAME=VALUE")
-    return flag_values["config"].value
+    flat = flatten(parsed.to_dict())
+    return {name: flat[name] for name in given}
 
 
-def model_config(config: ConfigDict) -> ModelConfig:
-    """The model's own part of the settings."""
-    return ModelConfig(**config.model.to_dict())
+def changed_by(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+    """A copy of `config` with some settings, by dotted name, in place of its own."""
+    result = ConfigDict(config.to_dict())
+    result.update_from_flattened_dict(settings)
+    return result
 
 
 def saved_config(settings: dict[str, Any]) -> ConfigDict:
@@ -221,8 +186,8 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{name} must be of type {kinds[name].__name__}, not {value!r}")
         if isinstance(value, float) and not abs(value) < MAX_FLOAT:
             raise UserError(f"{name} must be a finite number below {MAX_FLOAT:g}, not {value}")
-        if isinstance(value, int) and abs(value) >= 2**32:
-            raise UserError(f"{name} must be below 2**32, and is {value}")
+        if isinstance(value, int) and abs(value) >= INTEGER_LIMIT:
+            raise UserError(f"{name} must be below {INTEGER_LIMIT:,}, and is {value}")
     for name in positive.split():
         if not flat[name] > 0:
             raise UserError(f"{name} must be above 0, and is {flat[name]}")
@@ -239,4 +204,4 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"voice_weights must not be below 0: {config.voice_weights}")
     if config.compute_dtype not in ("bfloat16", "float32"):
         raise UserError(f"compute_dtype must be bfloat16 or float32, not {config.compute_dtype}")
-    model_config(config).validate()
+    ModelConfig(**config.model).validate()

@@ -1,4 +1,4 @@
-"""The devices of this machine: which to use, how fast they can be, how much memory they took."""
+"""The devices of this machine: which to use, how fast they can be, how much memory they use."""
 
 import contextlib
 import os
@@ -68,11 +68,16 @@ def tree_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def refuse_beyond_memory(n_bytes: int, what: str, cure: str = "take a smaller model") -> None:
+def refuse_beyond_memory(
+    device: jax.Device, n_bytes: int, what: str, cure: str = "use a smaller model"
+) -> None:
     """Raises UserError where `what` cannot fit into this machine's memory, before it is tried.
 
-    Linux grants what it does not have, and kills the process that comes to use it.
+    Linux grants more memory than it has, and kills the process that then uses it. The memory of
+    other devices than CPUs is their own, and their runtimes report when it is full.
     """
+    if device.platform != "cpu":
+        return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if n_bytes > memory:
         raise UserError(
@@ -82,7 +87,7 @@ def refuse_beyond_memory(n_bytes: int, what: str, cure: str = "take a smaller mo
 
 
 @contextlib.contextmanager
-def out_of_memory_told(cure: str) -> Iterator[None]:
+def out_of_memory_reported(cure: str) -> Iterator[None]:
     """Turns the runtime's out-of-memory error into a UserError that names the cure."""
     try:
         yield

@@ -1,6 +1,5 @@
-"""Files by address or from a mirror, checked against their SHA-256, resumed where partial."""
+"""Downloads files or copies them from a mirror: checks their SHA-256, resumes partial ones."""
 
-import hashlib
 import http.client
 import sys
 import threading
@@ -16,7 +15,9 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gothic_jax.cli import styled
 from gothic_jax.errors import UserError
+from gothic_jax.files import file_sha256
 
 CHUNK_BYTES = 1 << 16
 ATTEMPTS = 5
@@ -27,7 +28,7 @@ PASSING_STATUSES = (408, 425, 429)  # below 500, yet worth another attempt
 
 @dataclass(frozen=True)
 class Item:
-    """One file to fetch: from an http(s) address or a path, to `path`, if its hash is right."""
+    """One file to fetch: from an http(s) address or a path, to `path`, if its hash matches."""
 
     source: str
     path: Path
@@ -40,7 +41,7 @@ class Item:
 class _Session:
     stop: threading.Event  # set when another file failed or the user pressed Ctrl-C
     first_pause: float  # seconds
-    advance: Callable[[int], None]  # moves the progress bar by so many bytes
+    progress: Callable[[Item, int], None]  # reports how many bytes of a file have arrived
 
 
 class _Retry(Exception):
@@ -48,7 +49,7 @@ class _Retry(Exception):
 
 
 class _Stopped(Exception):
-    """The session was stopped; whoever stopped it says why."""
+    """The session was stopped; the error that stopped it is reported elsewhere."""
 
 
 def is_url(source: str) -> bool:
@@ -57,22 +58,22 @@ def is_url(source: str) -> bool:
 
 
 def is_complete(item: Item) -> bool:
-    """Whether the file is there with the right hash."""
+    """Whether the file exists and its hash matches."""
     return item.path.is_file() and _has_hash(item.path, item)
 
 
 def fetch(items: Sequence[Item], jobs: int = 8, first_pause: float = FIRST_PAUSE_S) -> int:
-    """Fetches what is not there yet, `jobs` files at once; returns how many it fetched.
+    """Fetches the files that are missing, `jobs` at once; returns how many it fetched.
 
     `first_pause` is the pause before the second attempt, in seconds. Raises UserError at the
-    first file that cannot be had. Partial files stay as NAME.part, to be resumed by a later call.
+    first file that cannot be fetched. Partial files remain as NAME.part; a later call resumes them.
     """
     missing = [item for item in items if not is_complete(item)]
     if not missing:
         return 0
     stop = threading.Event()
-    with _progress_bar(sum(item.size for item in missing)) as advance:
-        session = _Session(stop, first_pause, advance)
+    with _progress_bar(sum(item.size for item in missing)) as progress:
+        session = _Session(stop, first_pause, progress)
         with ThreadPoolExecutor(min(jobs, len(missing))) as pool:
             try:
                 futures = [pool.submit(_fetch_or_stop_all, item, session) for item in missing]
@@ -92,13 +93,20 @@ def _raise_first_error(futures: Sequence[Future[None]]) -> None:
 
 
 @contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+def _progress_bar(total: int) -> Iterator[Callable[[Item, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = Console(stderr=True)
-    hidden = not sys.stderr.isatty()
+    hidden = not styled(sys.stderr)
+    arrived: dict[Item, int] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as progress:
         task = progress.add_task("Downloading", total=total)
-        yield lambda n: progress.advance(task, n)
+
+        def report(item: Item, size: int) -> None:
+            # Less than before where an attempt starts over: the bar moves back.
+            progress.update(task, advance=size - arrived.get(item, 0))
+            arrived[item] = size
+
+        yield report
 
 
 def _fetch_or_stop_all(item: Item, session: _Session) -> None:
@@ -123,7 +131,7 @@ def _fetch_one(item: Item, session: _Session) -> None:
     except OSError as error:
         raise UserError(
             f"{error.filename or part} cannot be read or written: {error.strerror or error}; "
-            "mend its permissions, or name another --data-dir"
+            "check its permissions, or name another --data-dir"
         ) from error
 
 
@@ -132,10 +140,10 @@ def _copy(item: Item, part: Path, session: _Session) -> None:
     if not source.is_file():
         raise UserError(f"{source} is missing; {item.if_missing}")
     with source.open("rb") as stream, part.open("wb") as file:
-        _pump(stream, file, item.size, session)
+        _pump(stream, file, item, session)
     if not _has_hash(part, item):
         part.unlink()
-        raise UserError(f"{source} has not the SHA-256 of the manifest; copy it anew")
+        raise UserError(f"{source} does not match the SHA-256 in works.csv; copy it again")
 
 
 def _download(item: Item, part: Path, session: _Session) -> None:
@@ -149,8 +157,8 @@ def _download(item: Item, part: Path, session: _Session) -> None:
         except _Retry as error:
             failure = str(error)
     raise UserError(
-        f"{item.source} cannot be had after {ATTEMPTS} attempts ({failure}); check the network "
-        "and try again, or take the texts from a copy with --mirror DIR"
+        f"{item.source} could not be downloaded in {ATTEMPTS} attempts ({failure}); check the "
+        "network and try again, or take the texts from a copy with --mirror DIR"
     )
 
 
@@ -159,15 +167,16 @@ def _attempt(item: Item, part: Path, session: _Session) -> None:
     if have > item.size:
         part.unlink()
         have = 0
+    session.progress(item, have)
     if have < item.size or item.size == 0:
         _transfer(item, part, have, session)
     size = part.stat().st_size
     if size < item.size:
-        raise _Retry(f"only {size} of {item.size} bytes came")
+        raise _Retry(f"only {size} of {item.size} bytes arrived")
     if not _has_hash(part, item):
-        # Kept, it would only be resumed into another bad file.
+        # The next attempt would resume it and end with another bad file.
         part.unlink()
-        raise _Retry("the file has not the SHA-256 of the manifest")
+        raise _Retry("the file does not match the SHA-256 in works.csv")
 
 
 def _transfer(item: Item, part: Path, have: int, session: _Session) -> None:
@@ -176,12 +185,10 @@ def _transfer(item: Item, part: Path, have: int, session: _Session) -> None:
         request.add_header("Range", f"bytes={have}-")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-            # A server that knows no ranges answers 200 with the whole file.
+            # A server that does not support ranges answers 200 with the whole file.
             resumed = reply.status == http.HTTPStatus.PARTIAL_CONTENT
-            if resumed:
-                session.advance(have)
             with part.open("ab" if resumed else "wb") as file:
-                _pump(reply, file, item.size + 1 - have * resumed, session)
+                _pump(reply, file, item, session)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -198,22 +205,18 @@ def _transfer(item: Item, part: Path, have: int, session: _Session) -> None:
 
 
 def _pump(
-    source: IO[bytes] | http.client.HTTPResponse, to: IO[bytes], most: int, session: _Session
+    source: IO[bytes] | http.client.HTTPResponse, to: IO[bytes], item: Item, session: _Session
 ) -> None:
-    """Copies at most so many bytes, so that a wrong address cannot fill the disk."""
-    while most > 0:
+    """Copies a file, but at most one byte too many: a wrong source must not fill the disk."""
+    while (size := to.tell()) <= item.size:
+        session.progress(item, size)
         if session.stop.is_set():
             raise _Stopped
-        chunk = source.read(min(CHUNK_BYTES, most))
+        chunk = source.read(min(CHUNK_BYTES, item.size + 1 - size))
         if not chunk:
             return
         to.write(chunk)
-        most -= len(chunk)
-        session.advance(len(chunk))
 
 
 def _has_hash(path: Path, item: Item) -> bool:
-    if path.stat().st_size != item.size:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == item.sha256
+    return path.stat().st_size == item.size and file_sha256(path) == item.sha256

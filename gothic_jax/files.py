@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,30 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and moves it into place; raises UserError."""
     if not path.name:
         raise UserError(f"{path} is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
+        write_all_atomically(path.parent, {path.name: content})
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_all_atomically(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files of a folder by name: none of them is replaced before all are on the disk.
+
+    Makes the folder if it is missing. Raises OSError.
+    """
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, path in temporary.items():
+            path.write_bytes(contents[name])
+            sync(path)
+        for name, path in temporary.items():
+            path.replace(folder / name)
+        sync(folder)
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def read_regular(path: Path) -> bytes:

@@ -6,7 +6,7 @@ It says that the files are those that were written, not who wrote them.
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,44 +56,42 @@ def write(folder: Path, known: Entries, pool: Executor) -> None:
         sync(Path(parent))
 
 
-def seal(folder: Path) -> str:
-    """The seal of a folder that `verify` has checked. Raises Damaged."""
-    try:
-        return _read(folder / NAME)[0]
-    except OSError as error:
-        raise Damaged(f"{folder}/{NAME} cannot be read: {error.strerror}") from error
+def verify(folder: Path, keep: Sequence[str] = ()) -> tuple[str, dict[str, bytes]]:
+    """Checks every file of `folder`; its seal, and the content of the files named by `keep`.
 
-
-def verify(folder: Path) -> str:
-    """Checks every file of `folder`; its seal, a SHA-256 that stands for all of them.
-
-    Opens no file outside the folder, follows no link. Raises Damaged.
+    The seal is a SHA-256 that identifies all of them. What is kept is what was hashed: nothing
+    needs to be read again. Opens no file outside the folder, follows no link. Raises Damaged.
     """
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
-            raise Damaged(f"{folder} is no folder")
+            raise Damaged(f"{folder} is not a folder")
         names = {*_files(folder)}
         if NAME not in names:
             raise Damaged(f"{folder}/{NAME} is missing")
         seal, listed = _read(folder / NAME)
-        for name in sorted(listed.keys() | (names - {NAME})):
-            if name not in listed:
-                raise Damaged(f"{folder}/{name} is not in the manifest")
+        for name in sorted(listed.keys() | (names - {NAME}) | {*keep}):
             if name not in names:
                 raise Damaged(f"{folder}/{name} is missing")
+            if name not in listed:
+                raise Damaged(f"{folder}/{name} is not in the manifest")
             there = (folder / name).stat().st_size
             if there != listed[name][0]:
                 raise Damaged(
                     f"{folder}/{name} is damaged: {there} bytes instead of {listed[name][0]}"
                 )
+        kept = {name: read_regular(folder / name) for name in keep}
+
+        def digest_of(name: str) -> str:
+            return sha256(kept[name]) if name in kept else file_sha256(folder / name)
+
         with ThreadPoolExecutor(HASHERS) as pool:
-            digests = pool.map(file_sha256, [folder / name for name in listed])
+            digests = pool.map(digest_of, listed)
             for (name, (_, expected)), digest in zip(listed.items(), digests, strict=True):
                 if digest != expected:
                     raise Damaged(f"{folder}/{name} is damaged: its SHA-256 is not the manifest's")
     except OSError as error:
         raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    return seal
+    return seal, kept
 
 
 def _files(folder: Path, inside: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a text shares word for word with the training works: gothic-index builds the index.
+"""What a text shares word for word with the training works.
 
 Words are compared, not characters: without case, punctuation and line ends, so that a recital with
 other commas is still one. The index is a suffix array of the training text's words, in files that
@@ -8,8 +8,8 @@ are mapped into memory; to look a text up reads a few pages of them.
 import dataclasses
 import json
 import re
+import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -21,10 +21,9 @@ from jaxtyping import Bool, Int, Int32, UInt32
 from pydivsufsort import divsufsort
 
 from gothic_jax import manifest
-from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
 from gothic_jax.files import UNSOUND, parse_json, sha256
-from gothic_jax.texts import find_text, read_text, split_works
+from gothic_jax.texts import PROCESSED, find_text, read_text, split_works, works_of
 
 COPIED_WORDS = 8
 """So many words in a row count as copied: fewer are often shared by accident."""
@@ -189,15 +188,13 @@ def _folder(path: Path, digest: str) -> Path:
     return path.parent / ".novelty" / f"{path.stem}.{digest[:16]}"
 
 
-def build(path: Path, held_out: Path | None) -> Path:
+def build(path: Path, held_out: str | None) -> Path:
     """Writes the index of a training text beside it, with the figures of a held-out text.
 
-    Returns its folder. Raises UserError where a text is missing or empty.
+    Returns its folder. Raises UserError where the training text is missing or empty.
     """
     text = read_text(path)
-    works = split_works(text)
-    if not works:
-        raise UserError(f"{path} holds no text between its markers; `gothic-data` makes texts")
+    works = works_of(path, text)
     titles = _titles(path, [work.voice for work in works])
     keys = [[_key(match[0]) for match in find_words(work.text)] for work in works]
     vocabulary = sorted({key for work_keys in keys for key in work_keys})
@@ -211,7 +208,7 @@ def build(path: Path, held_out: Path | None) -> Path:
     array = np.array(words, np.uint32)
     suffixes = np.asarray(divsufsort(array), np.int32)
     index = Index(vocabulary, array, suffixes, table)
-    baseline = None if held_out is None else human_baseline(index, read_text(held_out))
+    baseline = None if held_out is None else human_baseline(index, held_out)
     folder = _folder(path, sha256(text.encode()))
     content = {"vocabulary": vocabulary, "works": table, "baseline": baseline}
     try:
@@ -228,7 +225,8 @@ def build(path: Path, held_out: Path | None) -> Path:
     return folder
 
 
-def _held_out_passages(text: str) -> list[str]:
+def held_out_passages(text: str) -> list[str]:
+    """A text in passages of PASSAGE_WORDS; the rest of each work is left out."""
     works = split_works(text)
     return [passage for work in works for passage in cut_passages(work.text, PASSAGE_WORDS)]
 
@@ -236,7 +234,7 @@ def _held_out_passages(text: str) -> list[str]:
 def human_baseline(index: Index, text: str) -> dict[str, Any]:
     """What passages of PASSAGE_WORDS of other works share with the training works: means, and the
     longest copied span's median and maximum, in words."""
-    passages = _held_out_passages(text)
+    passages = held_out_passages(text)
     if not passages:
         raise UserError(f"the held-out text has no passage of {PASSAGE_WORDS} words; name another")
     step = -(-len(passages) // BASELINE_PASSAGES)
@@ -280,14 +278,20 @@ def load(path: Path, digest: str) -> Loaded:
 
     Raises UserError, which names the command that builds it, where it is missing or damaged.
     """
-    folder, cure = _folder(path, digest), f"`gothic-index --file {path}` builds it"
+    folder = _folder(path, digest)
+    cure = f"`{shlex.join(['gothic-index', '--file', str(path)])}` builds it"
     if not folder.exists():
-        if path.is_file() and sha256(read_text(path).encode()) != digest:
+        if not path.is_file():
             raise UserError(
-                f"{path} is not the text that the model learned from, of which there is no index;"
-                f" put that text back, and {cure}"
+                f"the training text {path} is not here, where the run's settings have it; name it"
+                " where it is now with --train-file"
             )
-        raise UserError(f"there is no index of {path} as the model read it; {cure}")
+        if sha256(read_text(path).encode()) != digest:
+            raise UserError(
+                f"{path} is not the text that the model was trained on; put that text back, or"
+                " name it where it is now with --train-file"
+            )
+        raise UserError(f"there is no index of {path}; {cure}")
     try:
         manifest.verify(folder)
         content = parse_json((folder / "index.json").read_bytes())
@@ -299,12 +303,16 @@ def load(path: Path, digest: str) -> Loaded:
             Index(content["vocabulary"], words, suffixes, content["works"]), content["baseline"]
         )
     except (OSError, UserError, *UNSOUND) as error:
-        raise UserError(f"the index of {path} cannot be used ({error}); {cure} anew") from error
+        raise UserError(f"the index of {path} cannot be used ({error}); {cure} again") from error
 
 
-def load_for(config: Mapping[str, Any], train_sha256: str) -> Loaded:
-    """The index of the text that a run with these settings learns from; as `load`."""
-    return load(find_text(config["train_file"], Path(config["data_dir"])), train_sha256)
+def load_for(config: Mapping[str, Any], train_sha256: str, file: str | None = None) -> Loaded:
+    """The index of the text that a run with these settings was trained on; as `load`.
+
+    `file` is where that text is now, if not where the settings have it.
+    """
+    folder = Path(config["data_dir"]) if file is None else PROCESSED
+    return load(find_text(file or config["train_file"], folder), train_sha256)
 
 
 def describe(novelty: Novelty, text: str, baseline: dict[str, Any] | None) -> list[str]:
@@ -342,38 +350,3 @@ def highlighted(novelty: Novelty, text: str, on: str, off: str) -> str:
         pieces += [text[position:first], on, text[first:last], off]
         position = last
     return "".join([*pieces, text[position:]])
-
-
-@command("gothic-index")
-def main(argv: Sequence[str]) -> None:
-    """Builds the index of a training text."""
-    parser = ArgumentParser(
-        prog="gothic-index",
-        description="Index a training text, to see what a text shares with it word for word.",
-    )
-    parser.add_argument(
-        "--file",
-        default="mixed_train.txt",
-        help="the training text; a bare name is looked up in data/processed",
-    )
-    parser.add_argument(
-        "--held-out",
-        help="a text that no model was trained on, to compare with (default: mixed_val.txt for"
-        " mixed_train.txt, and so on, where there is one)",
-    )
-    arguments = parser.parse_args(argv)
-    path = find_text(arguments.file, Path("data/processed"))
-    beside = path.parent / path.name.replace("_train", "_val")
-    held_out = beside if beside != path and beside.exists() else None
-    if arguments.held_out is not None:
-        held_out = find_text(arguments.held_out, Path("data/processed"))
-    elif held_out is not None and not _held_out_passages(read_text(held_out)):
-        print(f"{held_out} is not compared with: it has no passage of {PASSAGE_WORDS} words")
-        held_out = None
-    folder = build(path, held_out)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{folder}: {size / 2**20:.1f} MiB")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from gothic_jax.model import Params
+from gothic_jax.gpt import Params
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:

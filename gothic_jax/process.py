@@ -1,4 +1,4 @@
-"""What a long run owes the machine that it runs on: signals, a lock, memory pages.
+"""Signals, the lock on a run's folder, and huge pages.
 
 Nothing here needs JAX, so that a command can do all of it before its slow imports.
 """
@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,37 +19,51 @@ LOCK = ".lock"
 """In a run's folder: the file that its trainer holds locked, with its PID in it."""
 
 
-def begin_run() -> None:
-    """The first thing that `gothic-train` does.
+def end_on_interrupt() -> None:
+    """Lets SIGINT (Ctrl-C) end this process at once, even within C code, unless it is ignored.
 
-    Until there is something to save, SIGINT ends the process at once, as SIGTERM does, even
-    within a compilation, where Python's own handler would have to wait.
+    Python's own handler would have to wait for the C code, and then print a traceback.
     """
-    use_huge_pages()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see use_huge_pages
+
+
+def catch_interrupts() -> None:
+    """Lets SIGINT raise KeyboardInterrupt again, for a command that has something to tidy up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def use_huge_pages() -> None:
-    """Starts this process anew with its memory in huge pages, where Linux gives them on request.
+    """Starts this process again with its memory in huge pages, if Linux gives them on request.
 
-    A training step on a CPU is then some 1.15 times faster. The C library takes the setting from
-    the environment before a program's first line, so that a program can only set it for its
-    next start. Does nothing where GLIBC_TUNABLES is already set, to whatever.
+    A training step on a CPU is then about 1.15 times faster. The C library reads the setting from
+    the environment before the program starts, so that a program can set it only for its next
+    start. Does nothing if GLIBC_TUNABLES is already set, to any value.
     """
     switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" in os.environ or not switch.exists():
         return
     if "[madvise]" in switch.read_text():
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        # Until the second start calls `end_on_interrupt`: while Python starts, SIGINT would
+        # print a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.execv(sys.executable, sys.orig_argv)
 
 
 class Interrupted(Exception):
-    """A signal came within `StopSignal.interrupts`."""
+    """A signal arrived within `StopSignal.interrupts`."""
 
 
 class StopSignal:
-    """Notes SIGINT or SIGTERM, so that the loop can save and leave; a second one leaves at once."""
+    """Notes SIGINT, SIGTERM or SIGHUP, so that the training loop can save and stop.
+
+    A second SIGINT or SIGTERM ends the process at once. A second SIGHUP does not: when a terminal
+    is closed, the kernel and the shell may each send one. A signal that is ignored, as SIGHUP is
+    under nohup, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -58,7 +73,9 @@ class StopSignal:
     def watched(self) -> Iterator["StopSignal"]:
         """Watches for the signals within the block."""
         previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             yield self
@@ -78,22 +95,41 @@ class StopSignal:
             self._interrupts = False
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # print() could be interrupting itself here.
-        os.write(2, b"\nsaving and stopping; again to stop at once\n")
+        if self.received is None:
+            self.received = number
+            for ending in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(ending) is not signal.SIG_IGN:
+                    signal.signal(ending, signal.SIG_DFL)
+            # Not print(), which the signal may have interrupted.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nsaving and stopping; a second signal stops at once\n")
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if self._interrupts:
+            self._interrupts = False
             raise Interrupted
+
+
+def _leave_terminal() -> None:
+    """Points those of stdin, stdout and stderr that are a terminal at os.devnull.
+
+    After a hangup, every write to the terminal fails.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        # os.isatty is False once the terminal is gone.
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor)
+    os.close(null)
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Holds a run's folder, which is made if need be, against other trainers.
+    """Locks a run's folder, which is created if necessary, against other trainers.
 
-    The lock is the kernel's: it ends with the process, however that ends. A new folder in which
-    nothing was written is gone afterwards. Raises UserError where another process holds it, by
-    PID, or where it cannot be written.
+    The lock is the kernel's: it ends with the process, however that ends. A folder that was
+    created here is deleted afterwards if nothing was written in it. Raises UserError if another
+    process holds the lock, and names its PID, or if the folder cannot be written.
     """
     is_new = not folder.exists()
     try:
@@ -104,7 +140,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the folder may be gone, or another's by now
+        with contextlib.suppress(OSError):  # the folder may have been deleted, or replaced
             if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
@@ -124,7 +160,7 @@ def _locked(folder: Path) -> int:
                 f"--out-dir {folder} is in use by another gothic-train (PID {holder}); wait for"
                 " it, stop it, or name another folder"
             ) from None
-        # The holder before may have taken the file away between our two calls.
+        # The previous holder may have deleted the file between our two calls.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.ftruncate(descriptor, 0)

@@ -1,6 +1,6 @@
-"""Receipts of what was written: all that it takes to write the same text again.
+"""Receipts of what was written: all that is needed to write the same text again.
 
-They stand in `samples.jsonl` beside a run's checkpoints, one JSON object a line.
+A run has them in `samples.jsonl` beside its checkpoints, one JSON object a line.
 """
 
 import dataclasses
@@ -11,17 +11,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gothic_jax import manifest, seal
-from gothic_jax.checkpoint import Location
+from gothic_jax import seal
+from gothic_jax.checkpoint import Checkpoint
 from gothic_jax.device import default_device
 from gothic_jax.errors import UserError
 from gothic_jax.files import UNSOUND, parse_json
-from gothic_jax.sampler import Sampling
+from gothic_jax.settings import MAX_SAMPLES, RECEIPTS, Sampling
+from gothic_jax.shape import INTEGER_LIMIT
 from gothic_jax.texts import MAX_WEIGHT
-
-NAME = "samples.jsonl"
-MAX_SAMPLES = 2**16
-"""Of one batch; more is a slip of the keyboard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +41,11 @@ class Receipt:
     """As `circumstances` gave them."""
 
 
-def circumstances(location: Location) -> dict[str, str]:
-    """All that a sample depends on besides its settings: checkpoint, device, `seal.environment`.
-
-    Raises UserError where the checkpoint is gone.
-    """
+def circumstances(checkpoint: Checkpoint) -> dict[str, str]:
+    """All that a sample depends on besides its settings: checkpoint, device, environment."""
     device = default_device()
     return {
-        "checkpoint": manifest.seal(location.path),
+        "checkpoint": checkpoint.seal,
         "device": f"{device.platform} ({device.device_kind})",
         **seal.environment(),
     }
@@ -62,7 +56,7 @@ def append(run: Path, receipts: list[Receipt]) -> None:
     content = "".join(f"{json.dumps(_as_dict(receipt))}\n" for receipt in receipts).encode()
     try:
         # One write at the end of the file: no other chat's lines come between.
-        descriptor = os.open(run / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(run / RECEIPTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -72,7 +66,7 @@ def append(run: Path, receipts: list[Receipt]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise UserError(f"{run / NAME} cannot be written: {error.strerror}") from error
+        raise UserError(f"{run / RECEIPTS} cannot be written: {error.strerror}") from error
 
 
 def _as_dict(receipt: Receipt) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def load(name: str) -> tuple[Path, Receipt]:
             lines = [line for line in file if line.strip()]
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}; gothic-chat writes receipts to RUN/{NAME}"
+            f"{path} cannot be read: {error.strerror}; gothic-chat writes RUN/{RECEIPTS}"
         ) from error
     if not lines or (number or 0) > len(lines):
         raise UserError(f"{path} has {len(lines)} receipts; give FILE:N with N from 1 on")
@@ -101,7 +95,7 @@ def load(name: str) -> tuple[Path, Receipt]:
     except UNSOUND as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{path}:{number} is no receipt of gothic-chat's ({reason}); give another line"
+            f"{path}:{number} is not a receipt of gothic-chat ({reason}); give another line"
         ) from error
 
 
@@ -113,10 +107,10 @@ def _checked(value: Any) -> Receipt:
         if not isinstance(value[name], str):
             raise ValueError(f"its {name} is {value[name]!r}")
     for name in ("max_tokens", "seed", "sample", "samples", "iteration"):
-        if type(value[name]) is not int or not 0 <= value[name] < 2**32:
+        if type(value[name]) is not int or not 0 <= value[name] < INTEGER_LIMIT:
             raise ValueError(f"its {name} is {value[name]!r}")
     if not 1 <= value["sample"] <= value["samples"] <= MAX_SAMPLES:
-        raise ValueError("its sample is none of its samples")
+        raise ValueError("its sample is not one of its samples")
     blend = {voice: _number(weight) for voice, weight in value["blend"].items()}
     if not all(abs(weight) <= MAX_WEIGHT for weight in blend.values()):
         raise ValueError(f"its blend is {blend}")
@@ -125,11 +119,11 @@ def _checked(value: Any) -> Receipt:
         raise ValueError("its sampling is not as gothic-chat writes it")
     temperature, top_p = (_number(value["sampling"][name]) for name in ("temperature", "top_p"))
     if not all(isinstance(fact, str) for fact in value["circumstances"].values()):
-        raise ValueError("its circumstances are no list of facts")
+        raise ValueError("its circumstances are not a list of facts")
     return Receipt(**value | {"blend": blend, "sampling": Sampling(temperature, top_k, top_p)})
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     return float(value)

@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gothic_jax.attention import KVCache
-from gothic_jax.config import ModelConfig
 from gothic_jax.device import default_device
-from gothic_jax.errors import UserError
-from gothic_jax.model import GPT, Params, empty_caches, graph, streamed_params
+from gothic_jax.gpt import GPT, Params, empty_caches, graph, streamed_params
+from gothic_jax.settings import Sampling
+from gothic_jax.shape import ModelConfig
 
 PREFILL_CHUNK = 64
 """Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
@@ -23,26 +23,6 @@ CACHE_POSITIONS = 1024
 """Positions of all streams in the shortest caches: attention reads whole caches."""
 DECODE_CHUNK = 16
 """Tokens written a call: few enough to read along, enough to hide the calls' own cost."""
-
-
-class Sampling(NamedTuple):
-    """How the next token is drawn."""
-
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int = 40
-    """Only the k likeliest tokens are drawn; 0 draws from all."""
-    top_p: float = 0.9
-    """Of these, only the fewest whose probabilities reach p together; 1 keeps all."""
-
-    def validate(self) -> None:
-        """Raises UserError where a number is out of its range."""
-        if not self.temperature >= 0 or self.temperature == float("inf"):
-            raise UserError(f"temperature must be 0 or above, not {self.temperature}")
-        if self.top_k < 0:
-            raise UserError(f"top-k must be 0 (off) or above, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top-p must be above 0 and at most 1, not {self.top_p}")
 
 
 class _Filter(NamedTuple):

@@ -13,42 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Integer
-from tokenizers import Tokenizer
+from jaxtyping import Array, Bool, Int, Integer
 
 from gothic_jax.attention import Implementation, choose
-from gothic_jax.config import ModelConfig
-from gothic_jax.dataset import TokenText
 from gothic_jax.errors import UserError
-from gothic_jax.model import GPT, Params, graph
-from gothic_jax.tokenizer import token_bytes, voices
-
-ALL = "all"
-"""The name under which the scores of all voices together stand."""
-
-
-@jax.custom_vjp
-def token_losses(
-    logits: Float[Array, "*batch vocab"], targets: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
-    """Cross-entropy in nats of each target: logsumexp(logits) less the target's logit."""
-    return _token_losses_forward(logits, targets)[0]
-
-
-def _token_losses_forward(logits: Array, targets: Array) -> tuple[Array, Any]:
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return normaliser - target_logits, (logits, targets, normaliser)
-
-
-def _token_losses_backward(saved: Any, gradient: Array) -> tuple[Array, None]:
-    logits, targets, normaliser = saved
-    probabilities = jnp.exp(logits - normaliser[..., None])
-    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
-    return (probabilities - is_target) * gradient[..., None], None
-
-
-token_losses.defvjp(_token_losses_forward, _token_losses_backward)
+from gothic_jax.gpt import GPT, Params, graph
+from gothic_jax.ops import token_losses
+from gothic_jax.shape import ModelConfig
+from gothic_jax.texts import ALL
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.tokens import TokenText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +130,7 @@ def losses_on(device: jax.Device, config: ModelConfig, compute_dtype: str) -> Lo
 
 
 class Evaluator:
-    """A text made ready to be scored again and again while a model learns."""
+    """A text cut into windows once, to be scored whenever the model has learned."""
 
     def __init__(
         self,
@@ -171,9 +145,9 @@ class Evaluator:
         self._windows = cut_windows(text.works(), block_size, stride)
         if not self._windows.counts.any():
             raise UserError("the text to evaluate holds no tokens; give a longer one")
-        self._bytes = np.array([len(token) for token in token_bytes(tokenizer)])
-        self._voices = {index: name for name, index in voices(tokenizer).items()}
-        self._batch_size = batch_size
+        self._tokenizer = tokenizer
+        # A short text does not fill a batch, and need not be padded to one.
+        self._batch_size = min(batch_size, len(self._windows.inputs))
 
     def __call__(self, losses: LossFunction, params: Params) -> dict[str, Score]:
         """The score of `all` tokens, and of each voice in the text if it names any.
@@ -186,13 +160,13 @@ class Evaluator:
         for span, batch in pending:
             nats[span] = np.sum(np.asarray(batch, np.float64), axis=1, where=counts[span])
         tokens = counts.sum(axis=1)
-        n_bytes = np.sum(self._bytes[targets], axis=1, where=counts)
+        n_bytes = np.sum(self._tokenizer.byte_lengths[targets], axis=1, where=counts)
 
         def score(rows: Bool[np.ndarray, " window"]) -> Score:
             return Score(float(nats[rows].sum()), int(tokens[rows].sum()), int(n_bytes[rows].sum()))
 
         scores = {ALL: score(np.ones(len(inputs), bool))}
-        for index, name in self._voices.items():
+        for name, index in self._tokenizer.voices.items():
             rows = inputs[:, 0] == index
             if rows.any():
                 scores[name] = score(rows)

@@ -12,11 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from gothic_jax.attention import Implementation
-from gothic_jax.config import model_config
-from gothic_jax.dataset import NOTHING
-from gothic_jax.model import GPT, Params, graph
+from gothic_jax.gpt import GPT, Params, graph
+from gothic_jax.ops import NOTHING, token_losses
 from gothic_jax.optimizer import apply_gradient_sum, learning_rate_schedule, make_optimizer
-from gothic_jax.scoring import token_losses
+from gothic_jax.shape import ModelConfig
 
 
 class TrainState(NamedTuple):
@@ -38,7 +37,7 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
     Every token counts the same; NOTHING, which fills a window up, is not predicted.
     Where the loss or the gradient's norm is not finite, no weight and no moment changes.
     """
-    shape = model_config(config)
+    shape = ModelConfig(**config.model)
     graphdef = graph(shape, jnp.dtype(config.compute_dtype))
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)

@@ -1,22 +1,22 @@
-"""Which voice a text leans to, sentence by sentence, by what the model itself would expect.
+"""Which voice each sentence of a text leans to, by the model's own expectations.
 
 The measure is the log-likelihood ratio: how much likelier, in nats a token, the words are after
-one voice's token than after another's. It tells what the model takes for a voice, not who wrote.
+one voice's token than after another's. It measures what the model takes for a voice, not who
+wrote the text.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer
 
 from gothic_jax.blend import Blend
 from gothic_jax.errors import UserError
-from gothic_jax.model import Params
+from gothic_jax.gpt import Params
 from gothic_jax.scoring import LossFunction, cut_windows
-from gothic_jax.tokenizer import encode, token_bytes
+from gothic_jax.tokenizer import Tokenizer
 
 _SENTENCE_END = re.compile(
     # "Mr." and its like end none, nor does an initial.
@@ -68,13 +68,13 @@ class Meter:
         losses: LossFunction,
         params: Params,
         tokenizer: Tokenizer,
-        openers: Mapping[str, int],
         block_size: int,
     ) -> None:
-        """`openers` are the voices' tokens; raises UserError where there are fewer than two."""
+        """Raises UserError where the tokenizer has fewer than two voices."""
+        openers = tokenizer.voices
         if len(openers) < 2:
             raise UserError(
-                "style is told between voices, and this model has"
+                "style is a comparison of voices, and this model has"
                 f" {'only ' + ', '.join(openers) if openers else 'none'}: train one on two or more"
             )
         self._losses = losses
@@ -82,7 +82,6 @@ class Meter:
         self._tokenizer = tokenizer
         self._openers = openers
         self._block_size = block_size
-        self._bytes = np.array([len(token) for token in token_bytes(tokenizer)])
 
     def sentences(self, text: str, prompt: str = "") -> list[Lean]:
         """The lean of each sentence of `text`, as the words that follow `prompt`."""
@@ -111,7 +110,7 @@ class Meter:
 
         Every token is predicted from half a window of the text before it, or all there is.
         """
-        ids = encode(self._tokenizer, text)
+        ids = self._tokenizer.encode(text)
         voices = len(self._openers)
         works = [(ids, opener) for opener in self._openers.values()]
         inputs, targets, counts = (
@@ -124,11 +123,11 @@ class Meter:
             for window, wanted, counted in zip(inputs, targets, counts, strict=True)
         ]
         together = np.concatenate(nats, axis=1) if nats else np.zeros((voices, 0))
-        return together, np.cumsum(self._bytes[ids])
+        return together, np.cumsum(self._tokenizer.byte_lengths[ids])
 
 
 def together(leans: Sequence[Lean], text: str) -> Lean:
-    """The lean of all these sentences as one, called `text`. Raises UserError where none is."""
+    """The lean of all these sentences as one, named `text`. Raises UserError if there are none."""
     if not leans:
         raise UserError("there is no sentence whose style could be measured; give a longer text")
     tokens = sum(lean.tokens for lean in leans)

@@ -12,16 +12,20 @@ from typing import NamedTuple
 
 from gothic_jax.errors import UserError
 
+PROCESSED = Path("data/processed")
+"""Where gothic-data puts texts, and where a bare name is looked up."""
 END_OF_TEXT = "<|endoftext|>"
 ANY = "any"
-"""The voice that is no voice in particular: it stands for all of them."""
+"""No voice in particular: the voice of works that name none, and of blends that leave a rest."""
+ALL = "all"
+"""The name of all voices together, in scores."""
 VOICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-RESERVED_VOICES = frozenset({"all", ANY, "endoftext", "mixed", "none"})
-"""Names that stand for something else: in file names, scores and commands."""
+RESERVED_VOICES = frozenset({ALL, ANY, "endoftext", "mixed", "none"})
+"""Names with another meaning in file names, scores and commands."""
 MARKER = re.compile(rf"<\|({VOICE_NAME.pattern})\|>")
 """A special token; its group is the name."""
 MAX_WEIGHT = 100.0
-"""Beyond it, either way, log-probabilities would only lose their last digits."""
+"""Larger weights, of either sign, only make log-probabilities lose their last digits."""
 _MARKER_LINE = re.compile(rf"^{MARKER.pattern}$", re.MULTILINE)
 
 
@@ -107,6 +111,13 @@ def split_works(text: str) -> list[Work]:
         voice, start = ("" if marker[0] == END_OF_TEXT else marker[1]), marker.end()
     close(len(text))
     return works
+
+
+def works_of(path: Path, text: str) -> list[Work]:
+    """The works of the text of a file; raises UserError where there are none."""
+    if works := split_works(text):
+        return works
+    raise UserError(f"{path} has no text between its markers; `gothic-data` makes texts")
 
 
 def find_text(name: str, data_dir: Path) -> Path:

@@ -1,100 +1,171 @@
-"""gothic-tokenize: byte-level BPE, whose special tokens are the voices of the texts."""
+"""Byte-level BPE, whose special tokens are the voices of the texts."""
 
 import hashlib
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy as np
-from jaxtyping import UInt32
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from jaxtyping import Int, UInt32
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
-from gothic_jax.files import MAX_TRUSTED, UNSOUND, parse_json, write_atomically
-from gothic_jax.texts import (
-    ANY,
-    END_OF_TEXT,
-    MARKER,
-    RESERVED_VOICES,
-    Work,
-    find_text,
-    read_text,
-    split_works,
-    voice_token,
-)
+from gothic_jax.files import MAX_TRUSTED, UNSOUND, parse_json
+from gothic_jax.shape import MAX_VOCABULARY
+from gothic_jax.texts import ANY, END_OF_TEXT, MARKER, RESERVED_VOICES, Work, voice_token
 
-MAX_TOKENS = 2**16
 PIECE = 2**18
 """Characters that are encoded at a time."""
 
 
-def train_tokenizer(works: Sequence[Work], vocab_size: int, min_frequency: int) -> Tokenizer:
-    """A byte-level BPE tokenizer of at most `vocab_size` tokens, specials and bytes included."""
-    voices = sorted({work.voice for work in works if work.voice})
-    if reserved := RESERVED_VOICES.intersection(voices):
-        raise UserError(f"no voice can be called {', '.join(reserved)}; name it otherwise")
-    specials = [END_OF_TEXT, *map(voice_token, [ANY, *voices])]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(specials) + len(alphabet)
-    if vocab_size > MAX_TOKENS:
-        raise UserError(f"--vocab-size must be at most {MAX_TOKENS:,}, not {vocab_size:,}")
-    if vocab_size < smallest:
-        raise UserError(
-            f"--vocab-size {vocab_size} is too small: {smallest} tokens are needed for the 256"
-            f" bytes and {len(specials)} special tokens"
-        )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in specials],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    paragraphs = (paragraph for work in works for paragraph in work.text.splitlines(keepends=True))
-    tokenizer.train_from_iterator(paragraphs, trainer)
-    # Within a text, a marker is a word like others; only dataset.py and chat.py place tokens.
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+class Tokenizer:
+    """Text to token ids and back. Each text byte has a token, so that every text has tokens.
 
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a file; raises UserError where it is missing or cannot serve here."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TRUSTED + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; `gothic-tokenize` makes it") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); `gothic-tokenize` makes it") from error
-    return parse_tokenizer(content, str(path))
-
-
-def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
-    """The tokenizer of a JSON text from `source`; raises UserError where it cannot serve here.
-
-    The library takes anything that it can parse, and some of that makes it panic, hang or ask
-    for all memory. So only what `gothic-tokenize` makes use of is handed on to it: byte-level
-    BPE with special tokens, each part looked through before.
+    The special tokens are `<|endoftext|>`, which ends a work, and one for each voice, which opens
+    it; `<|any|>` opens what is in no particular voice. None of them comes from text: there, a
+    marker is a word like others.
     """
-    try:
-        if len(content) > MAX_TRUSTED:
-            raise ValueError(f"it is longer than {MAX_TRUSTED:,} bytes")
-        return _build(parse_json(content))
-    except UNSOUND as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{source} is no tokenizer that serves here ({textwrap.shorten(reason, 200)});"
-            " `gothic-tokenize` makes one"
-        ) from error
+
+    def __init__(self, bpe: tokenizers.Tokenizer) -> None:
+        """Of a byte-level BPE that `train` or `parse` has made."""
+        bpe.encode_special_tokens = True
+        self._bpe = bpe
+        self.vocab_size = bpe.get_vocab_size()
+        added = bpe.get_added_tokens_decoder()
+        self.special_tokens = {token.content: index for index, token in sorted(added.items())}
+        """Ids by text, in their order."""
+        self.end_of_text = self.special_tokens[END_OF_TEXT]
+        self.openers = {
+            MARKER.fullmatch(text)[1]: index  # type: ignore[index]
+            for text, index in self.special_tokens.items()
+            if text != END_OF_TEXT
+        }
+        """The token that opens a work, by voice; `any` is among them."""
+        self.any_voice = self.openers[ANY]
+        self.voices = {voice: i for voice, i in self.openers.items() if voice != ANY}
+        """As `openers`, without `any`."""
+
+    @classmethod
+    def train(cls, works: Sequence[Work], vocab_size: int, min_frequency: int) -> "Tokenizer":
+        """A tokenizer of at most `vocab_size` tokens, special tokens and bytes included.
+
+        Raises UserError where that is too few or too many, or a voice has a reserved name.
+        """
+        voices = sorted({work.voice for work in works if work.voice})
+        if reserved := RESERVED_VOICES.intersection(voices):
+            raise UserError(f"a voice cannot have the name {', '.join(reserved)}; choose another")
+        specials = [END_OF_TEXT, *map(voice_token, [ANY, *voices])]
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        smallest = len(specials) + len(alphabet)
+        if vocab_size > MAX_VOCABULARY:
+            raise UserError(f"--vocab-size must be at most {MAX_VOCABULARY:,}, not {vocab_size:,}")
+        if vocab_size < smallest:
+            raise UserError(
+                f"--vocab-size {vocab_size} is too small: {smallest} tokens are needed for the 256"
+                f" bytes and {len(specials)} special tokens"
+            )
+        bpe = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=list(map(_special, specials)),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        paragraphs = (part for work in works for part in work.text.splitlines(keepends=True))
+        bpe.train_from_iterator(paragraphs, trainer)
+        return cls(bpe)
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """The tokenizer of a file; raises UserError where it is missing or not of this kind."""
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_TRUSTED + 1)
+        except FileNotFoundError:
+            raise UserError(f"{path} is not there; `gothic-tokenize` makes it") from None
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error}); `gothic-tokenize` makes it"
+            ) from error
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, source: str) -> "Tokenizer":
+        """The tokenizer of a JSON text from `source`; raises UserError where it is another kind.
+
+        The library takes anything that it can parse, and some of that makes it panic, hang or ask
+        for all memory. So it is given only what `gothic-tokenize` uses: byte-level BPE with
+        special tokens, each part of which is checked first.
+        """
+        try:
+            if len(content) > MAX_TRUSTED:
+                raise ValueError(f"it is longer than {MAX_TRUSTED:,} bytes")
+            return cls(_build(parse_json(content)))
+        except UNSOUND as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{source} is not a tokenizer that can be used here"
+                f" ({textwrap.shorten(reason, 200)}); `gothic-tokenize` makes one"
+            ) from error
+
+    def encode(self, text: str) -> UInt32[np.ndarray, " n"]:
+        """The token ids of a text of any length; raises UserError where that is not prose.
+
+        The library gets it in pieces, since it takes a hundred bytes of memory for a token.
+        """
+        pieces = list(_pieces(text))
+        ids: list[int] = []
+        for first in range(0, len(pieces), 8):
+            batch = pieces[first : first + 8]
+            for encoding in self._bpe.encode_batch(batch, add_special_tokens=False):
+                ids += encoding.ids
+        return np.array(ids, np.uint32)
+
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """The text of some tokens; special tokens have none."""
+        return self._bpe.decode([int(index) for index in ids])
+
+    def to_json(self, *, pretty: bool = False) -> str:
+        """The tokenizer in Hugging Face's JSON format, as `parse` reads it."""
+        return self._bpe.to_str(pretty=pretty)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of its JSON, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each token stands for, by id; none for special tokens."""
+        table = _byte_of_character()
+        result = [b""] * self.vocab_size
+        for token, index in self._bpe.get_vocab().items():
+            if token not in self.special_tokens:
+                result[index] = bytes(table[character] for character in token)
+        return result
+
+    @cached_property
+    def byte_lengths(self) -> Int[np.ndarray, " token"]:
+        """Bytes that each token stands for, by id."""
+        return np.array([len(token) for token in self.token_bytes])
 
 
-def _build(value: Any) -> Tokenizer:
+def _special(text: str) -> AddedToken:
+    return AddedToken(text, special=True, normalized=False)
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    bpe = tokenizers.Tokenizer(model)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _build(value: Any) -> tokenizers.Tokenizer:
     model = value["model"]
     if model.get("type", "BPE") != "BPE":
         raise ValueError(f"its model is {model['type']}, not BPE")
@@ -117,19 +188,16 @@ def _build(value: Any) -> Tokenizer:
         raise ValueError("its pre_tokenizer changes the text")
     vocabulary = _vocabulary(model["vocab"])
     specials = _specials(value["added_tokens"], vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(model["merges"], vocabulary)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    bpe = _byte_level(models.BPE(vocab=vocabulary, merges=_merges(model["merges"], vocabulary)))
+    bpe.add_special_tokens(specials)
+    return bpe
 
 
 def _vocabulary(vocab: Any) -> dict[str, int]:
-    if not isinstance(vocab, dict) or len(vocab) > MAX_TOKENS:
-        raise ValueError(f"its vocabulary is no table of at most {MAX_TOKENS:,} tokens")
+    if not isinstance(vocab, dict) or len(vocab) > MAX_VOCABULARY:
+        raise ValueError(f"its vocabulary is not a table of at most {MAX_VOCABULARY:,} tokens")
     if not all(type(index) is int for index in vocab.values()):
-        raise ValueError("a token id is no whole number")
+        raise ValueError("a token id is not a whole number")
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise ValueError("there are gaps in its token ids")
     return vocab
@@ -143,7 +211,7 @@ def _specials(added: Any, vocabulary: dict[str, int]) -> list[AddedToken]:
             raise ValueError(f"the vocabulary lacks its added token {content!r}")
         if not token["special"] or not MARKER.fullmatch(content):
             raise ValueError(f"its added token {content!r} is not of the form <|name|>")
-        specials.append(AddedToken(content, special=True, normalized=False))
+        specials.append(_special(content))
     names = {str(token) for token in specials}
     if missing := {END_OF_TEXT, voice_token(ANY)} - names:
         raise ValueError(f"it has no {min(missing)} token")
@@ -162,19 +230,6 @@ def _merges(merges: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
             raise ValueError(f"its merge {merge!r} is not of two tokens that make one")
         pairs.append(pair)
     return pairs
-
-
-def encode(tokenizer: Tokenizer, text: str) -> UInt32[np.ndarray, " n"]:
-    """The token ids of a text of whatever length; raises UserError where that is no prose.
-
-    It goes to the library in pieces, since that takes a hundred bytes of memory for a token.
-    """
-    pieces = list(_pieces(text))
-    ids: list[int] = []
-    for first in range(0, len(pieces), 8):
-        for encoding in tokenizer.encode_batch(pieces[first : first + 8], add_special_tokens=False):
-            ids += encoding.ids
-    return np.array(ids, np.uint32)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -196,39 +251,6 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of the tokenizer's canonical JSON, in hex."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
-
-
-def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the special tokens, by their text."""
-    return {
-        token.content: index
-        for index, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special
-    }
-
-
-def end_of_text_id(tokenizer: Tokenizer) -> int:
-    """The id of `<|endoftext|>`."""
-    return special_tokens(tokenizer)[END_OF_TEXT]
-
-
-def any_voice_id(tokenizer: Tokenizer) -> int:
-    """The id of `<|any|>`, which opens what is of no voice in particular."""
-    return special_tokens(tokenizer)[voice_token(ANY)]
-
-
-def voices(tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the voice tokens, by the voice's name, in the order of the ids; not `<|any|>`."""
-    return {
-        match[1]: index
-        for token, index in sorted(special_tokens(tokenizer).items(), key=lambda item: item[1])
-        if token not in (END_OF_TEXT, voice_token(ANY)) and (match := MARKER.fullmatch(token))
-    }
-
-
 def _byte_of_character() -> dict[str, int]:
     """What byte each character of the byte-level alphabet stands for.
 
@@ -240,67 +262,3 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {
         chr(0x100 + rank): byte for rank, byte in enumerate(hidden)
     }
-
-
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each token stands for, by id; none for special tokens."""
-    table = _byte_of_character()
-    specials = set(special_tokens(tokenizer).values())
-    result = [b""] * tokenizer.get_vocab_size()
-    for token, index in tokenizer.get_vocab().items():
-        if index not in specials:
-            result[index] = bytes(table[character] for character in token)
-    return result
-
-
-def _statistics(tokenizer: Tokenizer, works: Sequence[Work]) -> Iterator[str]:
-    n_tokens = sum(encode(tokenizer, work.text).size for work in works)
-    n_bytes = sum(len(work.text.encode()) for work in works)
-    yield f"{n_bytes:,} bytes are {n_tokens:,} tokens: {n_bytes / n_tokens:.3f} bytes a token"
-    longest = sorted(token_bytes(tokenizer), key=len, reverse=True)[:8]
-    shown = ", ".join(repr(token.decode("utf-8", "replace")) for token in longest)
-    yield f"longest tokens: {shown}"
-    names: Iterable[str] = special_tokens(tokenizer)
-    yield f"special tokens: {' '.join(names)}"
-
-
-@command("gothic-tokenize")
-def main(argv: Sequence[str]) -> None:
-    """Trains a tokenizer on text files."""
-    parser = ArgumentParser(
-        prog="gothic-tokenize", description="Train a byte-level BPE tokenizer on text files."
-    )
-    parser.add_argument(
-        "--files",
-        nargs="+",
-        default=["mixed_train.txt"],
-        help="training texts; a bare name is looked up in data/processed",
-    )
-    parser.add_argument("--vocab-size", type=int, default=4096, help="number of tokens")
-    parser.add_argument("--output", default="data/tokenizer.json", help="where to write it")
-    parser.add_argument(
-        "--min-frequency", type=int, default=2, help="a pair seen less often is not merged"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.min_frequency < 1:
-        raise UserError(f"--min-frequency must be at least 1, not {arguments.min_frequency}")
-
-    paths = [find_text(name, Path("data/processed")) for name in arguments.files]
-    works = [work for path in paths for work in split_works(read_text(path))]
-    if not works:
-        raise UserError(f"{paths[0]} holds no text between its markers; `gothic-data` makes texts")
-    tokenizer = train_tokenizer(works, arguments.vocab_size, arguments.min_frequency)
-    output = Path(arguments.output)
-    write_atomically(output, tokenizer.to_str(pretty=True).encode())
-    print(f"{output}: {tokenizer.get_vocab_size():,} tokens")
-    for line in _statistics(tokenizer, works):
-        print(line)
-    if tokenizer.get_vocab_size() < arguments.vocab_size:
-        print(
-            f"The texts have no more pairs seen {arguments.min_frequency} times. Train with"
-            f" --config.model.vocab_size={tokenizer.get_vocab_size()}"
-        )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

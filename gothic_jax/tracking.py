@@ -1,113 +1,52 @@
-"""What a run tells while it goes: TensorBoard, and a progress bar or plain lines."""
+"""A run's figures while it trains: in TensorBoard, and as a progress bar or plain lines."""
 
 import contextlib
-import itertools
 import math
-import os
-import socket
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar, text
 
+from gothic_jax.cli import styled
 from gothic_jax.device import memory_peak, peak_flops
 from gothic_jax.novelty import Novelty
-from gothic_jax.scoring import ALL, Score
+from gothic_jax.scoring import Score
+from gothic_jax.tensorboard import EventLog, logs_of
+from gothic_jax.texts import ALL
 
-_FILE_NUMBERS = itertools.count()
 
+class _LossyStream:
+    """A stream that drops what cannot be written: a run is worth more than its lines.
 
-class EventLog:
-    """TensorBoard's log of a run, written as it comes.
-
-    tensorboardX's own SummaryWriter hands events to a thread, which ends at the first write
-    that fails and lets the program wait for ever. Here such an error is told once, points are
-    left out, and a later flush tries a new file.
+    The terminal may be gone, the reader of a pipe may have left, a disk may be full.
     """
 
-    def __init__(self, folder: Path, first: int, say: Callable[[str], None]) -> None:
-        """`first` iterations are done; what was logged past them is void."""
-        self._folder = folder
-        self._void_from = first + 1
-        self._say = say
-        self._told = False
-        self._file: RecordWriter | None = None
-        self._open()
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Points of several curves."""
-        for name, value in values.items():
-            self._add(step, scalar(name, value))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
-    def text(self, step: int, name: str, content: str) -> None:
-        """A text, as Markdown."""
-        self._add(step, text(name, content))
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
 
     def flush(self) -> None:
-        """Puts all of it on the disk."""
-        if self._file is None:
-            self._open()
-        elif self._guarded(self._file.flush):
-            self._told = False  # should it fail again, that is news
-
-    def close(self) -> None:
-        """Puts all of it on the disk and ends."""
-        if self._file is not None:
-            self._guarded(self._file.close)
-
-    def _open(self) -> None:
-        # Two files of one second would have one name but for the last two parts.
-        number = next(_FILE_NUMBERS)
-        name = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{number}"
-
-        def begin() -> None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = RecordWriter(str(self._folder / f"events.out.tfevents.{name}"))
-            start = SessionLog(status=SessionLog.START)
-            for event in (
-                Event(file_version="brain.Event:2"),
-                Event(step=self._void_from, session_log=start),
-            ):
-                event.wall_time = time.time()
-                self._file.write(event.SerializeToString())
-
-        self._guarded(begin)
-
-    def _add(self, step: int, summary: Summary) -> None:
-        if (file := self._file) is not None:
-            event = Event(wall_time=time.time(), step=step, summary=summary)
-            self._guarded(lambda: file.write(event.SerializeToString()))
-            self._void_from = max(self._void_from, step + 1)
-
-    def _guarded(self, write: Callable[[], object]) -> bool:
-        """Whether it was written."""
-        try:
-            write()
-            return True
-        except OSError as error:
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.close()
-            self._file = None
-            if not self._told:
-                self._told = True
-                self._say(
-                    f"warning: TensorBoard's log in {self._folder} cannot be written:"
-                    f" {error.strerror}; the run goes on, and points are missing until it can be"
-                )
-            return False
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class Tracker:
-    """Writes a run's figures to TensorBoard and to the terminal. A context manager."""
+    """Writes a run's figures to TensorBoard and to stdout. A context manager.
+
+    On a terminal that can show one, stdout gets a progress bar, otherwise a line from time to
+    time. No failure of either stops the run.
+    """
 
     def __init__(
         self,
@@ -118,7 +57,7 @@ class Tracker:
         flops_per_iteration: float,
         bytes_per_token: float,
     ) -> None:
-        """`first` is the number of iterations already done; what was logged past it is void."""
+        """`first` is the number of iterations already done; what was logged after them is void."""
         self._log_interval = config.log_interval
         self._max_iters = config.max_iters
         self._tokens_per_iteration = tokens_per_iteration
@@ -126,14 +65,21 @@ class Tracker:
         self._device = jax.local_devices()[0]
         peak = peak_flops(self._device)
         self._mfu_per_rate = flops_per_iteration / peak / jax.local_device_count() if peak else None
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._board = EventLog(Path(config.out_dir) / "logs", first, self.say)
+        self._has_bar = styled(sys.stdout)
+        self._console = Console(
+            file=cast(TextIO, _LossyStream(sys.stdout)),
+            force_terminal=self._has_bar,
+            emoji=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._board = EventLog(logs_of(Path(config.out_dir)), first, self.say)
         self._bar = Progress(
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._has_bar,
         )
         self._task = self._bar.add_task("", total=config.max_iters, completed=first)
         self._iterations_timed = 0
@@ -151,7 +97,7 @@ class Tracker:
         self._board.close()
 
     def stop_bar(self) -> None:
-        """Takes the progress bar off the terminal: what is said next comes below it."""
+        """Ends the progress bar: what is printed next comes below it."""
         self._bar.stop()
 
     def say(self, line: str) -> None:
@@ -160,13 +106,13 @@ class Tracker:
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean over the whole of this process."""
+        """Mean over this process, without evaluations and saves."""
         if not self._seconds_timed:
             return 0.0
         return self._iterations_timed * self._tokens_per_iteration / self._seconds_timed
 
     def pause_clock(self) -> None:
-        """Stops the clock for an evaluation and a save, and shows that they go on."""
+        """Stops the clock for an evaluation and a save, and shows them as under way."""
         self._bar.update(self._task, description="evaluating and saving")
         self._seconds_timed += time.perf_counter() - self._lap_start
 
@@ -175,7 +121,7 @@ class Tracker:
         self._lap_start = time.perf_counter()
 
     def iteration(self, done: int, metrics: dict[str, float], *, skipped: int) -> None:
-        """Reports the iteration that makes `done` in all; the clock must be running.
+        """Reports iteration number `done`, counted from 1; the clock must be running.
 
         `skipped` is the number of iterations, up to this one, that were skipped.
         """
@@ -190,14 +136,14 @@ class Tracker:
             f"  {self.tokens_per_second:,.0f} tokens/s  {duration(left)} left"
         )
         self._bar.update(self._task, completed=done, description=figures)
-        if odd := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            names = " and ".join(odd).replace("_", " ")
+        if not_finite := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            names = " and ".join(not_finite).replace("_", " ")
             self.say(f"{done}/{self._max_iters}  skipped: its {names} is not finite")
             self._board.scalars(done, {"train/skipped": float(skipped)})
             return
         if done % self._log_interval and done != self._max_iters:
             return
-        if not self._console.is_terminal:
+        if not self._has_bar:
             self.say(f"{done}/{self._max_iters}  {figures}")
         count, seconds = self._since_log
         self._since_log = (self._iterations_timed, self._seconds_timed)
@@ -241,7 +187,7 @@ class Tracker:
         )
 
     def sample(self, done: int, voice: str, text: str) -> None:
-        """Keeps a sample of a voice in TensorBoard."""
+        """Writes a sample of a voice to TensorBoard."""
         # TensorBoard renders Markdown, in which an indent keeps line breaks and symbols.
         self._board.text(done, f"sample/{voice}", "    " + text.replace("\n", "\n    "))
 
@@ -257,12 +203,12 @@ class Tracker:
         )
 
     def flush(self) -> None:
-        """Puts what TensorBoard has not written yet on disk."""
+        """Puts all of TensorBoard's log on the disk."""
         self._board.flush()
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 20 s, 2 h 05 min."""
+    """Seconds in readable units: 42 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,6 +1,6 @@
 """gothic-train, also `python -m gothic_jax.train`: trains, resumes and fine-tunes a model.
 
-This module is the command line, and holds the run's folder against others; `trainer` is the rest.
+This module parses the command line and locks the run's folder; `run` and `loop` do the rest.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gothic_jax.cli import ArgumentParser, command
-from gothic_jax.config import get_config, load_config, override
+from gothic_jax.config import changed_by, get_config, load_config, parse_overrides
 from gothic_jax.errors import UserError
-from gothic_jax.process import begin_run, exclusive
+from gothic_jax.process import exclusive, use_huge_pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ class _Flag:
 
 
 FLAGS = {
-    "--data-dir": _Flag("data_dir", str, "where the texts lie"),
-    "--train-file": _Flag("train_file", str, "text to learn from"),
+    "--data-dir": _Flag("data_dir", str, "where the texts are"),
+    "--train-file": _Flag("train_file", str, "text to train on"),
     "--val-file": _Flag("val_file", str, "text to validate on"),
     "--tokenizer": _Flag("tokenizer", str, "tokenizer"),
-    "--out-dir": _Flag("out_dir", str, "where checkpoints and logs go"),
+    "--out-dir": _Flag("out_dir", str, "where to write checkpoints and logs"),
     "--max-iters": _Flag("max_iters", int, "iterations"),
     "--batch-size": _Flag("batch_size", int, "windows in a micro-batch"),
     "--grad-accum": _Flag("gradient_accumulation_steps", int, "micro-batches in an iteration"),
@@ -54,14 +54,14 @@ def _parser() -> ArgumentParser:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=argparse.SUPPRESS,
-        help=f"--no-compile runs op by op, to debug (default: {defaults.compile})",
+        help=f"--no-compile runs op by op, for debugging (default: {defaults.compile})",
     )
     parser.add_argument(
         "--config", metavar="FILE", default=None, help="a file of settings; flags override it"
     )
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
-        "--resume", action="store_true", help="go on from the latest checkpoint in --out-dir"
+        "--resume", action="store_true", help="continue from the latest checkpoint in --out-dir"
     )
     begin.add_argument(
         "--init-from",
@@ -82,25 +82,33 @@ def _overrides(arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     return [*(f"--config.{name}={value}" for name, value in given.items()), *rest]
 
 
-@command("gothic-train", before=begin_run)
+@command("gothic-train", before=use_huge_pages)
 def main(argv: Sequence[str]) -> int:
     """Trains a model."""
     arguments, rest = _parser().parse_known_args(argv)
     if arguments.resume and arguments.overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
-    overrides = _overrides(arguments, rest)
-    config = override(
-        load_config(arguments.config) if arguments.config else get_config(), overrides
-    )
-    with exclusive(Path(config.out_dir)):
-        # These imports take seconds; a second trainer on one folder is told at once.
-        from gothic_jax.trainer import prepare
+    base = load_config(arguments.config) if arguments.config else get_config()
+    overrides = parse_overrides(_overrides(arguments, rest))
+    with exclusive(Path(changed_by(base, overrides).out_dir)):
+        # These imports take seconds; a second trainer on one folder is refused at once.
+        from gothic_jax.loop import train
+        from gothic_jax.run import Request, prepare
 
-        run = prepare(config, arguments, overrides)
+        run = prepare(
+            Request(
+                base,
+                arguments.config,
+                overrides,
+                resume=arguments.resume,
+                init_from=arguments.init_from,
+                overwrite=arguments.overwrite,
+            )
+        )
         print(f"checkpoints and logs: {run.config.out_dir}")
         if run.meta.iteration:
             print(f"resuming at iteration {run.meta.iteration}")
-        return run.train(lambda line: print(line, flush=True))
+        return train(run, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

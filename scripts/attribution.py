@@ -24,13 +24,13 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from gothic_jax import checkpoint, novelty, seal
-from gothic_jax.chat import Settings, Writer, load_writer
 from gothic_jax.cli import ArgumentParser, command
 from gothic_jax.device import select_device
 from gothic_jax.errors import UserError
 from gothic_jax.novelty import PASSAGE_WORDS, cut_passages, find_words, summarise
-from gothic_jax.sampler import Sampling
+from gothic_jax.settings import Sampling, Settings
 from gothic_jax.texts import find_text, read_text, split_works
+from gothic_jax.writer import Writer
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROMPTS = ("The", "It was", "There is", "In the", "When I", "He had", "And so", "One evening")
@@ -97,8 +97,8 @@ def written(
     settings = Settings(Sampling(), max_tokens, blend, seed)
     texts = []
     for number, prompt in enumerate(PROMPTS):
-        pieces = writer.write(writer.encode(prompt), settings, per_prompt, seed + number)
-        texts += ["".join(parts) for parts in zip(*pieces, strict=True)]
+        samples = writer.write(writer.encode(prompt), settings, per_prompt, seed + number)
+        texts += [sample.text for sample in samples]
     return [text for text in texts if len(find_words(text)) >= SHORTEST]
 
 
@@ -189,8 +189,8 @@ def main(argv: Sequence[str]) -> None:
     if arguments.picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise UserError("matplotlib draws the picture: scripts/install.sh dev,plots")
     location = checkpoint.locate(arguments.checkpoint)
-    meta = checkpoint.load_meta(location)
-    writer = load_writer(location, meta, None, select_device("auto"))
+    meta = location.meta
+    writer = Writer.load(location, select_device("auto"))
     index = novelty.load_for(meta.config, meta.train_sha256)
     if len(writer.voices) != 2:
         raise UserError(f"{location} has voices {', '.join(writer.voices)}; two can be told apart")

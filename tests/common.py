@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
-from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint, train
-from gothic_jax.config import ModelConfig
+from gothic_jax.shape import ModelConfig
+from gothic_jax.tokenizer import Tokenizer
 
 WITTY = (
     "To be punctual is to admit that one has nothing better to do, said the duchess; and the "
@@ -67,7 +67,7 @@ class Workplace:
     def make(cls, root: Path, tokenizer: Tokenizer) -> "Workplace":
         for split in ("train", "val"):
             (root / f"mixed_{split}.txt").write_text(TEXT)
-        tokenizer.save(str(root / "tokenizer.json"))
+        (root / "tokenizer.json").write_text(tokenizer.to_json())
         return cls(root)
 
     @property
@@ -87,10 +87,8 @@ class Workplace:
         return train.main(self.arguments(*extra, out_dir=out_dir, **settings))
 
     def params(self, name: str = "latest", out_dir: Path | None = None) -> list[np.ndarray]:
-        location = checkpoint.locate(str((out_dir or self.out_dir) / name))
-        shape = checkpoint.load_meta(location).model_config
-        here = SingleDeviceSharding(jax.devices()[0])
-        params = checkpoint.load_params(location, shape, here)
+        found = checkpoint.locate(str((out_dir or self.out_dir) / name))
+        params = found.params(SingleDeviceSharding(jax.devices()[0]))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
 

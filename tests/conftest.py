@@ -10,10 +10,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from tokenizers import Tokenizer
 
 from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import train_tokenizer
+from gothic_jax.tokenizer import Tokenizer
 from tests.common import TEXT, TINY, Workplace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +29,7 @@ def mirror() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(split_works(TEXT), TINY.vocab_size, 2)
+    return Tokenizer.train(split_works(TEXT), TINY.vocab_size, 2)
 
 
 @pytest.fixture

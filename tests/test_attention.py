@@ -9,8 +9,8 @@ from gothic_jax.attention import (
     cached_attention,
     causal_attention,
     choose,
+    rotate,
 )
-from gothic_jax.model import rotate
 
 
 def qkv(time: int, head_dim: int = 16) -> list[jax.Array]:

@@ -11,28 +11,32 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
-from gothic_jax import chat, checkpoint, evaluate, novelty
-from gothic_jax.chat import Chat, Settings, Writer, change, converse, load_writer, main
-from gothic_jax.checkpoint import Location, load_meta, locate
+from gothic_jax import conversation as conversation_module
+from gothic_jax import evaluate, novelty
+from gothic_jax.chat import main
+from gothic_jax.checkpoint import Checkpoint, locate
+from gothic_jax.conversation import Chat, change, converse
 from gothic_jax.device import select_device
 from gothic_jax.errors import UserError
-from gothic_jax.sampler import Sampler, Sampling
-from gothic_jax.tokenizer import main as tokenizer_main
+from gothic_jax.sampler import Sampler
+from gothic_jax.settings import Sampling, Settings
+from gothic_jax.tokenize import main as tokenize_main
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.writer import Ending, Piece, Writer
 from tests.common import DARK, Workplace
 
 SETTINGS = Settings(Sampling(), max_tokens=20, blend={}, seed=5)
 
 
 @pytest.fixture(scope="module")
-def where(trained_once: Workplace) -> Location:
+def where(trained_once: Workplace) -> Checkpoint:
     return locate(str(trained_once.out_dir))
 
 
 @pytest.fixture(scope="module")
-def writer(where: Location) -> Writer:
-    return load_writer(where, load_meta(where), None, select_device("auto"))
+def writer(where: Checkpoint) -> Writer:
+    return Writer.load(where, select_device("auto"))
 
 
 class Scripted(Sampler):
@@ -48,36 +52,38 @@ class Scripted(Sampler):
         yield from (np.array(chunk) for chunk in self.chunks)
 
 
-def scripted(tokenizer: Tokenizer, chunks: list[list[list[int]]]) -> list[list[str]]:
+def scripted(tokenizer: Tokenizer, chunks: list[list[list[int]]]) -> list[list[Piece]]:
     writer = Writer({}, Scripted(chunks), tokenizer, lambda *_: jnp.zeros(()))
-    return list(writer.write(np.array([0]), SETTINGS, len(chunks[0]), 0))
+    return list(writer.stream(np.array([0]), SETTINGS, len(chunks[0]), 0))
 
 
 def test_a_character_of_several_tokens_is_never_broken(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("naïve — ☃ 🜏", add_special_tokens=False).ids
+    ids = tokenizer.encode("naïve — ☃ 🜏").tolist()
     pieces = scripted(tokenizer, [[[token]] for token in ids])
-    assert "".join(text for (text,) in pieces) == "naïve — ☃ 🜏"
-    assert all("\ufffd" not in text for (text,) in pieces)
+    assert "".join(piece.text for (piece,) in pieces) == "naïve — ☃ 🜏"
+    assert all("\ufffd" not in piece.text for (piece,) in pieces)
 
 
 def test_a_reply_cut_within_a_character_leaves_it_out(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("a ☃", add_special_tokens=False).ids
+    ids = tokenizer.encode("a ☃").tolist()
     assert len(ids) > 3
     pieces = scripted(tokenizer, [[ids[:-1]], [[ids[0]]]])
-    assert "".join(text for (text,) in pieces) == "a a"
+    assert "".join(piece.text for (piece,) in pieces) == "a a"
 
 
 def test_a_sample_ends_where_its_work_does_and_the_others_go_on(tokenizer: Tokenizer) -> None:
-    end = tokenizer.token_to_id("<|endoftext|>")
-    a, b = (tokenizer.encode(letter).ids[0] for letter in "ab")
+    end = tokenizer.special_tokens["<|endoftext|>"]
+    a, b = (int(tokenizer.encode(letter)[0]) for letter in "ab")
     pieces = scripted(tokenizer, [[[a, end], [b, b]], [[a, a], [b, end]], [[a, a], [b, b]]])
-    texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+    texts = ["".join(piece.text for piece in parts) for parts in zip(*pieces, strict=True)]
     assert texts == ["a", "bbb"]
+    assert [piece.ending for piece in pieces[0]] == [Ending.END, None]
+    assert [piece.ending for piece in pieces[-1]] == [Ending.END, Ending.END]
 
 
 def test_the_prompt_is_opened_by_its_voices(tokenizer: Tokenizer) -> None:
     wilde, lovecraft, anyone = (
-        tokenizer.token_to_id(f"<|{voice}|>") for voice in ("wilde", "lovecraft", "any")
+        tokenizer.special_tokens[f"<|{voice}|>"] for voice in ("wilde", "lovecraft", "any")
     )
     sampler = Scripted([])
     writer = Writer({}, sampler, tokenizer, lambda *_: jnp.zeros(()))
@@ -89,7 +95,7 @@ def test_the_prompt_is_opened_by_its_voices(tokenizer: Tokenizer) -> None:
         ({"wilde": 0.25, "lovecraft": 0.75}, [wilde, lovecraft], [0.25, 0.75]),
         ({"lovecraft": 1.5}, [lovecraft, anyone], [1.5, -0.5]),
     ):
-        list(writer.write(prompt, SETTINGS._replace(blend=blend), 2, 0))
+        list(writer.stream(prompt, SETTINGS._replace(blend=blend), 2, 0))
         assert sampler.prompt.tolist() == [[opener, *prompt] for opener in openers] * 2
         assert sampler.weights == weights
 
@@ -135,6 +141,7 @@ def test_a_long_prompt_keeps_its_end_and_says_so(
         (["--prompt", "  \n"], "prompt is empty"),
         (["--temperature", "-1"], "temperature"),
         (["--temperature", "nan"], "temperature"),
+        (["--temperature", "1e39"], "from 0 to 1,000"),
         (["--top-k", "-1"], "top-k"),
         (["--top-p", "0"], "top-p"),
         (["--top-p", "1.5"], "top-p"),
@@ -156,6 +163,7 @@ def test_a_long_prompt_keeps_its_end_and_says_so(
         (["--best-of", "2", "--num-samples", "2"], "not allowed with"),
         (["--best-of", "0"], "best-of"),
         (["--best-of", "2"], "gothic-index"),
+        (["--train-file", "x.txt"], "--novelty"),
         (["--device", "abacus"], "auto, cpu or cuda"),
         (["--checkpoint", "nowhere/best"], "gothic-train"),
         (["--tokenizer", "nowhere.json"], "gothic-tokenize"),
@@ -207,7 +215,7 @@ def test_a_text_without_markers_trains_and_writes_as_a_single_voice(
     for split in ("train", "val"):
         (workplace.root / f"mixed_{split}.txt").write_text(f"{DARK}\n\n" * 12)
     flags = ["--files", str(workplace.root / "mixed_train.txt"), "--vocab-size", "320"]
-    assert tokenizer_main([*flags, "--output", str(workplace.root / "tokenizer.json")]) == 0
+    assert tokenize_main([*flags, "--output", str(workplace.root / "tokenizer.json")]) == 0
     assert workplace.train() == 0
     capsys.readouterr()
     where = ["--checkpoint", str(workplace.out_dir), "--max-tokens", "12"]
@@ -245,8 +253,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(
     path.write_text(json.dumps(content))
     assert main(arguments(trained, "--tokenizer", str(path))) == 2
     assert "another tokenizer" in capsys.readouterr().err
-    meta = checkpoint.load_meta(checkpoint.locate(str(trained.out_dir)))
-    assert meta.tokenizer_sha256  # the checkpoint's own still serves
+    # The checkpoint's own is still there.
     assert main(arguments(trained)) == 0
 
 
@@ -285,7 +292,7 @@ def test_a_wrong_command_changes_nothing_and_says_why(
 
 
 def conversation(
-    writer: Writer, where: Location, *lines: str, capsys: pytest.CaptureFixture[str]
+    writer: Writer, where: Checkpoint, *lines: str, capsys: pytest.CaptureFixture[str]
 ) -> str:
     remaining = iter(lines)
 
@@ -301,7 +308,7 @@ def conversation(
 
 
 def test_a_conversation_writes_retries_and_outlives_mistakes(
-    writer: Writer, where: Location, capsys: pytest.CaptureFixture[str]
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["/retry", "/style", "/voice poe", "", "There are", "/retry", "/quit", "never"]
     out = conversation(writer, where, *lines, capsys=capsys)
@@ -312,6 +319,58 @@ def test_a_conversation_writes_retries_and_outlives_mistakes(
     assert len(replies) == 2
     assert replies[0] == replies[1]  # the seed is fixed in these settings
     assert "never" not in out
+
+
+def test_the_prompt_of_the_command_line_can_be_retried(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["/retry", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    flags = ["--interactive", "--prompt", "There are doors", "--seed", "3"]
+    assert main(arguments(trained_once, *flags)) == 0
+    out = capsys.readouterr().out
+    assert out.count("There are doors") == 2
+
+
+def test_two_slashes_begin_a_text_with_one(
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = conversation(writer, where, "//voice of the sea", "/sea", capsys=capsys)
+    assert "\n/voice of the sea" in out
+    assert "unknown command /sea" in out
+    assert "//" in out.split("unknown command")[1]
+
+
+def test_piped_lines_have_no_marks_of_windows(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["\ufeffThere are\r", "/max 4\r", "/quit\r"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert main(arguments(trained_once, "--interactive")) == 0
+    captured = capsys.readouterr()
+    assert "\nThere are" in captured.out
+    assert "max 4 tokens" in captured.out
+    assert "\r" not in captured.out + captured.err
+    assert "\ufeff" not in captured.out
+
+
+def test_a_sample_says_why_it_ended_and_never_shows_what_it_stopped_at(
+    tokenizer: Tokenizer,
+) -> None:
+    words = "The tide was out. The boats"
+    ids = tokenizer.encode(words).tolist()
+    for chunks in ([[ids]], [[[token]] for token in ids]):
+        for stop, text, ending in (
+            (["out"], "The tide was ", Ending.STOP),
+            (["boats are", ". T"], "The tide was out", Ending.STOP),
+            (["night", "boats are"], words, Ending.LENGTH),
+        ):
+            writer = Writer({}, Scripted(chunks), tokenizer, lambda *_: jnp.zeros(()))
+            settings = SETTINGS._replace(max_tokens=len(ids))
+            pieces = list(writer.stream(np.array([0]), settings, 1, 0, stop))
+            assert "".join(piece.text for (piece,) in pieces) == text
+            assert pieces[-1][0].ending is ending
+            assert all(piece.ending is None for (piece,) in pieces[:-1])
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> None:
@@ -361,16 +420,16 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
 
 
 def test_style_tells_the_voice_of_the_last_reply(
-    writer: Writer, where: Location, capsys: pytest.CaptureFixture[str]
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = conversation(writer, where, "There are doors", "/style", capsys=capsys)
     assert re.search(r"^(wilde|lovecraft) +\+[0-9]\.[0-9]{2}  ", out, re.MULTILINE)
 
 
 def test_every_command_that_help_names_is_known(
-    writer: Writer, where: Location, capsys: pytest.CaptureFixture[str]
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    named = set(re.findall(r"/[a-z]+", chat.HELP))
+    named = set(re.findall(r"/[a-z]+", conversation_module.HELP))
     assert named >= {"/help", "/temp", "/topk", "/voice", "/seed", "/retry", "/quit"}
     out = conversation(writer, where, *sorted(named), capsys=capsys)
     assert "unknown command" not in out

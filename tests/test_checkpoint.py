@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gothic_jax import chat, checkpoint, evaluate, seal, train
+from gothic_jax import chat, checkpoint, evaluate, saver, seal, train
+from gothic_jax.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
 from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import train_tokenizer
+from gothic_jax.tokenizer import Tokenizer
 from tests.common import TEXT, Workplace
 
 
@@ -29,7 +30,7 @@ def test_latest_and_best_are_kept_and_every_name_leads_to_them(workplace: Workpl
     workplace.train("--resume", learning_rate=10.0, max_iters=10, eval_interval=2)
     run = workplace.out_dir
     held = checkpoint.iterations(run)
-    losses = {n: checkpoint.load_meta(checkpoint.Location(run, n)).val_loss for n in held}
+    losses = {n: Checkpoint.open(run, n).meta.val_loss for n in held}
     best = min(held, key=losses.__getitem__)
     assert held == sorted({best, 8, 10})
     assert best != 10
@@ -37,7 +38,7 @@ def test_latest_and_best_are_kept_and_every_name_leads_to_them(workplace: Workpl
         (run, best), (run / "best", best), (run / "latest", 10), (run / str(best), best),
         (run / "10", 10),
     ):  # fmt: skip
-        assert checkpoint.locate(str(name)) == checkpoint.Location(run, iteration)
+        assert checkpoint.locate(str(name)) == Checkpoint.open(run, iteration)
 
 
 def test_a_checkpoint_that_is_not_there_is_told(trained: Workplace, tmp_path: Path) -> None:
@@ -49,15 +50,14 @@ def test_a_checkpoint_that_is_not_there_is_told(trained: Workplace, tmp_path: Pa
 
 
 def test_it_holds_config_scores_and_the_tokenizer(trained: Workplace) -> None:
-    location = checkpoint.locate(str(trained.out_dir))
-    meta = checkpoint.load_meta(location)
+    found = checkpoint.locate(str(trained.out_dir))
+    meta = found.meta
     assert meta.iteration == 6
     assert meta.config["learning_rate"] == 1e-2
     assert meta.scores is not None
     assert meta.scores["all"]["loss"] == meta.best_val_loss
     (trained.root / "tokenizer.json").unlink()
-    tokenizer = checkpoint.load_tokenizer_copy(location, meta)
-    assert tokenizer.get_vocab_size() == meta.model_config.vocab_size
+    assert found.tokenizer.vocab_size == meta.model_config.vocab_size
 
 
 def test_a_new_run_does_not_overwrite_an_old_one_unasked(
@@ -76,7 +76,7 @@ def test_overwriting_spares_the_old_run_until_the_new_one_is_sure_to_begin(
 ) -> None:
     failing(trained, capsys, "--overwrite", batch_size=-1)
     with monkeypatch.context() as context:
-        context.setattr("gothic_jax.trainer.make_train_step", None)
+        context.setattr("gothic_jax.loop.make_train_step", None)
         with pytest.raises(TypeError):
             trained.train("--overwrite")
     assert checkpoint.iterations(trained.out_dir) == [3, 6]
@@ -115,8 +115,8 @@ def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_another_by_now(
     workplace: Workplace,
 ) -> None:
     assert workplace.train() == 0
-    other = train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1)
-    other.save(str(workplace.root / "tokenizer.json"))
+    other = Tokenizer.train(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1)
+    (workplace.root / "tokenizer.json").write_text(other.to_json())
     assert train.main(["--resume", "--out-dir", str(workplace.out_dir), "--max-iters", "7"]) == 0
 
 
@@ -125,7 +125,7 @@ def test_fine_tuning_with_another_tokenizer_is_refused_however_it_is_named(
     trained: Workplace, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     other = trained.root / "other.json"
-    train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1).save(str(other))
+    (other).write_text(Tokenizer.train(split_works(TEXT[:1500] + TEXT[-1500:]), 320, 1).to_json())
     tuned = str(trained.root / "tuned")
     start = ["--init-from", f"{trained.out_dir}/best", "--out-dir", tuned]
     assert train.main([*start, f"{flag}={other}"]) == 2
@@ -182,14 +182,16 @@ def test_resuming_with_another_text_or_tokenizer_is_refused_by_name(
     assert "val_file" in failing(trained, capsys, "--resume", val_file=other)
     path = trained.root / "other.json"
     for size in (320, 300):
-        train_tokenizer(split_works(TEXT[:1500] + TEXT[-1500:]), size, 1).save(str(path))
+        (path).write_text(
+            Tokenizer.train(split_works(TEXT[:1500] + TEXT[-1500:]), size, 1).to_json()
+        )
         assert "another tokenizer" in failing(trained, capsys, "--resume", tokenizer=path)
 
 
 def test_resume_takes_the_settings_of_the_run(trained: Workplace) -> None:
     code = train.main(["--resume", "--out-dir", str(trained.out_dir), "--max-iters", "7"])
     assert code == 0
-    meta = checkpoint.load_meta(checkpoint.locate(f"{trained.out_dir}/latest"))
+    meta = checkpoint.locate(f"{trained.out_dir}/latest").meta
     assert meta.iteration == 7
     assert meta.config["learning_rate"] == 1e-2
 
@@ -223,11 +225,11 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
 def test_checkpoints_between_evaluations_come_by_iterations_and_by_minutes(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "KEPT", 100)
+    monkeypatch.setattr(saver, "KEPT", 100)
     assert workplace.train(max_iters=7, eval_interval=5, save_interval=2) == 0
     held = checkpoint.iterations(workplace.out_dir)
     assert held == [2, 4, 5, 6, 7]
-    metas = {n: checkpoint.load_meta(checkpoint.Location(workplace.out_dir, n)) for n in held}
+    metas = {n: Checkpoint.open(workplace.out_dir, n).meta for n in held}
     assert [n for n in held if metas[n].scores is not None] == [5, 7]
     by_clock = workplace.root / "by-clock"
     settings = {"max_iters": 4, "eval_interval": 4, "save_minutes": 1e-9}
@@ -239,7 +241,9 @@ def test_resuming_elsewhere_is_told_by_name(
     trained: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = seal.environment()
-    monkeypatch.setattr(seal, "environment", lambda: here | {"threads": "96", "jaxlib": "9.9"})
+    other = here | {"threads": "96", "jaxlib": "9.9"}
+    monkeypatch.setattr(seal, "environment", lambda: other)
+    monkeypatch.setattr(seal, "versions", lambda names: {name: other[name] for name in names})
     assert trained.train("--resume", max_iters=7) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -257,7 +261,7 @@ def test_the_seal_names_what_differs(
     verify = ["--checkpoint", str(trained.out_dir), "--verify"]
     assert evaluate.main(verify) == 0
     told = capsys.readouterr().out
-    meta = checkpoint.load_meta(checkpoint.locate(str(trained.out_dir)))
+    meta = checkpoint.locate(str(trained.out_dir)).meta
     for fact in (meta.tokenizer_sha256, meta.train_sha256, meta.val_sha256):
         assert fact in told
     assert "threads" in told
@@ -288,10 +292,52 @@ def test_a_replaced_checkpoint_survives_a_kill_between_the_two_renames(trained: 
     # As a kill leaves it: the old one set aside, the new one not yet in its place.
     (run / "6").rename(run / ".6.old")
     (run / ".6.tmp").mkdir()
-    checkpoint.tidy(run)
+    saver.tidy(run)
     for old, now in zip(before, trained.params("6"), strict=True):
         np.testing.assert_array_equal(old, now)
     assert not [*run.glob(".6.*")]
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_kept_aside(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The best is made first; the learning rate that follows spoils the model.
+    workplace.train(max_iters=4, eval_interval=2)
+    workplace.train("--resume", learning_rate=10.0, max_iters=10, eval_interval=2)
+    run = workplace.out_dir
+    best = checkpoint.locate(str(run)).iteration
+    assert best < 8
+    content = (run / str(best) / "meta.json").read_text()
+    (run / str(best) / "meta.json").write_text(content[:-9])
+    capsys.readouterr()
+    assert workplace.train("--resume", max_iters=12, eval_interval=2) == 0
+    captured = capsys.readouterr()
+    assert f"{best}/meta.json is damaged" in captured.err
+    assert f"moved to {run}/{best}.damaged" in captured.err
+    assert (run / f"{best}.damaged" / "meta.json").read_text() == content[:-9]
+    remaining = {n: Checkpoint.open(run, n).meta.val_loss for n in checkpoint.iterations(run)}
+    now = checkpoint.locate(str(run))
+    assert now.meta.val_loss == min(remaining.values())
+    assert f"best ({now})" in captured.out
+    latest = checkpoint.locate(f"{run}/latest").meta
+    assert latest.best_val_loss == now.meta.val_loss
+    assert latest.evaluations_since_best == (latest.iteration - now.iteration) // 2
+
+
+def test_a_run_that_has_done_more_than_is_asked_for_says_how_many(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = failing(trained, capsys, "--resume", max_iters=4)
+    assert "has done 6 iterations, and --max-iters is 4" in error
+
+
+def test_a_resumed_run_counts_the_tokens_that_are_left(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert trained.train("--resume", max_iters=8, batch_size=4) == 0
+    # 2 iterations of 2 micro-batches of 4 windows of 32 tokens
+    assert "2 more iterations of 256 are 512 tokens" in capsys.readouterr().out
 
 
 def test_a_resumed_run_sets_damaged_later_checkpoints_aside(trained: Workplace) -> None:
@@ -300,4 +346,4 @@ def test_a_resumed_run_sets_damaged_later_checkpoints_aside(trained: Workplace) 
     damaged = meta.read_text()
     assert trained.train("--resume", max_iters=6) == 0
     assert (trained.out_dir / "6.damaged" / "meta.json").read_text() == damaged
-    assert checkpoint.load_meta(checkpoint.locate(f"{trained.out_dir}/6")).iteration == 6
+    assert checkpoint.locate(f"{trained.out_dir}/6").meta.iteration == 6

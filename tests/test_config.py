@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gothic_jax import checkpoint, train
-from gothic_jax.config import ModelConfig, get_config, load_config, override, validate
+from gothic_jax.config import changed_by, get_config, load_config, parse_overrides, validate
+from gothic_jax.shape import ModelConfig
 from tests.common import Workplace
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -39,7 +40,9 @@ def test_every_config_file_loads_and_is_valid(path: Path) -> None:
 
 def test_an_override_changes_one_setting_and_not_the_base() -> None:
     base = get_config()
-    config = override(base, ["--config.learning_rate=1e-4", "--config.model.n_layer", "6"])
+    config = changed_by(
+        base, parse_overrides(["--config.learning_rate=1e-4", "--config.model.n_layer", "6"])
+    )
     assert (config.learning_rate, config.model.n_layer) == (1e-4, 6)
     assert (base.learning_rate, base.model.n_layer) == (3e-4, 8)
 
@@ -58,7 +61,7 @@ def test_flags_override_the_file(workplace: Workplace, capsys: pytest.CaptureFix
     settings = [s for s in settings if "learning_rate" not in s]  # max_iters=6 stays
     assert train.main(settings) == 0
     assert "6/6  loss" in capsys.readouterr().out
-    meta = checkpoint.load_meta(checkpoint.locate(str(workplace.out_dir)))
+    meta = checkpoint.locate(str(workplace.out_dir)).meta
     assert meta.config["learning_rate"] == 1e-3
     assert meta.config["max_iters"] == 6
 
@@ -212,7 +215,7 @@ def test_out_of_memory_names_the_batch(
     def exhausted(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    for place in ("gothic_jax.trainer.init_params", "gothic_jax.trainer.Loop.go"):
+    for place in ("gothic_jax.run.init_params", "gothic_jax.loop.Loop.go"):
         with monkeypatch.context() as context:
             context.setattr(place, exhausted)
             assert workplace.train() == 2
@@ -228,6 +231,6 @@ def test_a_bug_of_ours_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gothic_jax.trainer.Loop.go", broken)
+    monkeypatch.setattr("gothic_jax.loop.Loop.go", broken)
     with pytest.raises(ZeroDivisionError):
         workplace.train()

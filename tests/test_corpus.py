@@ -3,6 +3,8 @@
 import hashlib
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gothic_jax import corpus
-from gothic_jax.corpus import Text, Work, drop_repeats, find_overlaps, load_manifest, main
+from gothic_jax.corpus import Work, load_manifest
+from gothic_jax.data import main
 
 Run = Callable[..., int]
 
@@ -111,7 +114,7 @@ def test_the_summary_is_printed(small: Path, capsys: pytest.CaptureFixture[str])
     out = " ".join(capsys.readouterr().out.split())
     assert "lovecraft test 1 121" in out
     assert "Dropped 0 repeated paragraphs" in out
-    assert "0 of 436 held-out 13-word sequences stand in train." in out
+    assert "0 of 436 held-out 13-word sequences occur in train." in out
 
 
 def test_splits_and_voices_can_be_left_out_and_stale_files_go(small: Path) -> None:
@@ -151,50 +154,6 @@ def test_a_mirror_by_address_is_laid_out_like_a_folder(small: Path) -> None:
 # Repeats and leaks
 
 
-def text(body: str, split: str = "train", name: str = "a") -> Text:
-    return Text("wilde", f"wilde/{name}.txt", name, split, body)
-
-
-def test_a_paragraph_of_an_earlier_work_is_dropped_whatever_its_typography() -> None:
-    body = "The café—it was “late”—stood empty, and nobody at all had come to dine there."
-    again = "THE CAFE: it was 'late'; stood empty and nobody at all had come to dine there!"
-    kept, repeats = drop_repeats([text(body), text(f"{again}\n\nA new one.", name="b")])
-    assert [t.body for t in kept] == [body, "A new one."]
-    assert [(r.file, r.paragraphs, r.words) for r in repeats] == [("wilde/b.txt", 1, 16)]
-
-
-def test_a_printers_change_hides_no_repeat() -> None:
-    body = prose(1, paragraphs=1, length=60)
-    changed = body.replace(body.split()[50], "misprint")
-    kept, _ = drop_repeats([text(body), text(f"{changed}\n\nA new one.", name="b")])
-    assert kept[1].body == "A new one."
-
-
-def test_headings_within_a_repeated_passage_go_with_it() -> None:
-    one, two, new = prose(1, 1), prose(2, 1), prose(3, 1)
-    passage = f"{one}\n\nCHAPTER II\n\n{two}"
-    kept, _ = drop_repeats([text(passage), text(f"{passage}\n\nCHAPTER II\n\n{new}", name="b")])
-    assert kept[1].body == f"CHAPTER II\n\n{new}"
-
-
-def test_a_heading_whose_text_is_gone_goes_too() -> None:
-    passage = f"{prose(1, 1)}\n\nA NEW TITLE\n\n{prose(2, 1)}"
-    works = [text(f"{prose(1, 1)}\n\n{prose(2, 1)}"), text(f"{passage}\n\nYes.", name="b")]
-    assert drop_repeats(works)[0][1].body == "Yes."
-
-
-def test_short_paragraphs_and_repeats_within_a_work_stay() -> None:
-    refrain, new = prose(1, 1), prose(2, 1)
-    works = [text(f"Yes.\n\n{refrain}\n\n{refrain}"), text(f"Yes.\n\n{new}", name="b")]
-    assert drop_repeats(works) == (works, [])
-
-
-def test_a_work_that_stands_whole_in_an_earlier_one_is_gone() -> None:
-    kept, repeats = drop_repeats([text(prose(1)), text(prose(1), name="b")])
-    assert [t.title for t in kept] == ["a"]
-    assert repeats[0].paragraphs == 3
-
-
 def test_repeats_are_kept_on_demand(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(small, "lovecraft/train.txt", prose(0), monkeypatch)
     main(["--mirror", "mirror", "--keep-duplicates"])
@@ -203,15 +162,6 @@ def test_repeats_are_kept_on_demand(small: Path, monkeypatch: pytest.MonkeyPatch
     report = json.loads(processed(small)["report.json"])
     assert report["duplicates"]["paragraphs"] == 3
     assert "lovecraft_train.txt" not in processed(small)
-
-
-def test_overlap_counts_the_13_word_sequences_that_stand_in_train() -> None:
-    shared = prose(1, paragraphs=1, length=20)
-    val = f"{prose(2, 1)} {shared} {prose(3, 1)}"
-    overlap = find_overlaps([text(shared), text(val, split="val", name="v")])[0]
-    assert (overlap.sequences, overlap.in_train) == (100 - 12, 20 - 12)
-    assert overlap.passages == [shared.lower().rstrip(".")]
-    assert overlap.leak
 
 
 def test_a_leak_is_refused_and_nothing_is_written(
@@ -280,6 +230,33 @@ def test_a_file_of_few_paragraphs(
     assert sum(name.startswith("me_") for name in processed(small)) == splits
 
 
+@pytest.mark.parametrize(
+    ("pattern", "titles"),
+    [
+        ("News [1].txt", {"News [1]"}),
+        ("[2024]/News [1].txt", {"News [1]"}),
+        ("[2024]/*.txt", {"News [1]", "News 1"}),
+        ("[2024]/N*[1].txt", {"News 1"}),
+        ("[[]2024]/*[[]*.txt", {"News [1]"}),
+        ("202[4]/*.txt", {"other"}),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_path_with_brackets_that_exists_is_taken_as_it_is(
+    small: Path, pattern: str, titles: set[str], absolute: bool
+) -> None:
+    for folder in (Path(), Path("[2024]")):
+        folder.mkdir(exist_ok=True)
+        for n, name in enumerate(("News [1].txt", "News 1.txt")):
+            (folder / name).write_text(prose(n, 5))
+    Path("2024").mkdir()
+    Path("2024", "other.txt").write_text(prose(7, 5))
+    path = f"{small}/{pattern}" if absolute else pattern
+    assert main(["--voices", "none", "--add", f"me={path}"]) == 0
+    works = json.loads(processed(small)["report.json"])["works"]
+    assert {work["title"] for work in works} == titles
+
+
 def test_a_file_that_repeats_itself_is_a_leak(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,14 +285,20 @@ def test_a_file_that_repeats_itself_is_a_leak(
         (["--add", "any=x.txt"], "reserved"),
         (["--add", "wilde=x.txt"], "--voices"),
         (["--add", "poe=*.nothing"], "no file matches"),
-        (["--add", "poe=empty.txt"], "holds no text"),
-        (["--add", "poe=nul.txt"], "no plain text"),
+        (["--add", "poe=[ab]*.nothing"], "write [[] for [ in a name"),
+        (["--add", "poe=folder/"], "write 'folder/*.txt'"),
+        (["--add", "poe=a**b"], "cannot be searched"),
+        (["--add", f"poe={'x' * 300}.txt"], "cannot be searched (File name too long)"),
+        (["--add", "poe=~no-such-user/*.txt"], "cannot be searched"),
+        (["--add", "poe=empty.txt"], "contains no text"),
+        (["--add", "poe=nul.txt"], "not plain text"),
         (["--add", "me=one.txt", "--voices", "none", "--splits", "test"], "leaves no texts"),
     ],
 )
 def test_bad_input_names_its_cure(
     small: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], cure: str
 ) -> None:
+    Path("folder").mkdir()
     Path("empty.txt").write_text(" \n\n")
     Path("nul.txt").write_bytes(b"GIF\0")
     Path("one.txt").write_text("One paragraph.\n\nAnd another.")
@@ -362,6 +345,14 @@ def test_a_failure_while_writing_leaves_the_earlier_files(
     assert main(["--mirror", "mirror", "--voices", "wilde"]) == 2
     assert "No space left" in capsys.readouterr().err
     assert processed(small) == before
+
+
+def test_help_does_not_wait_for_slow_imports(small: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "gothic_jax.data", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "gothic_jax.cli" in imported
+    assert not imported & {"rich", "http.client", "unicodedata", "numpy", "jax"}
 
 
 # The real texts

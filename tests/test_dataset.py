@@ -3,18 +3,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
-from gothic_jax.dataset import (
-    NOTHING,
-    TokenText,
-    batch_iterator,
-    load_tokens,
-    training_batches,
-)
 from gothic_jax.errors import UserError
+from gothic_jax.ops import NOTHING
 from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import train_tokenizer
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.tokens import TokenText, load_tokens
+from gothic_jax.windows import batch_iterator, training_batches
 from tests.common import TEXT
 
 
@@ -53,12 +48,12 @@ def many(text: TokenText, **how: Any) -> np.ndarray:
 
 def test_a_text_is_work_and_end_for_each_work(text: TokenText, tokenizer: Tokenizer) -> None:
     works = split_works(TEXT)
-    assert tokenizer.decode(list(text.tokens), skip_special_tokens=False) == "".join(
+    assert tokenizer.decode(list(text.tokens)) == "".join(
         f"{work.text}<|endoftext|>" for work in works
     )
     for (body, opener), work in zip(text.works(), works, strict=True):
         assert tokenizer.decode(list(body)) == work.text
-        assert opener == tokenizer.token_to_id(f"<|{work.voice}|>")
+        assert opener == tokenizer.special_tokens[f"<|{work.voice}|>"]
     assert text.voices == ("wilde", "lovecraft")
 
 
@@ -132,13 +127,13 @@ def test_tokens_are_cached_and_made_anew_for_another_text_or_tokenizer(
     first = load_tokens(path, tokenizer)
     (cache,) = (tmp_path / ".tokens").iterdir()
     with monkeypatch.context() as context:
-        context.setattr("gothic_jax.dataset._encode", None)  # the cache must do
+        context.setattr("gothic_jax.tokens._encode", None)  # the cache must do
         np.testing.assert_array_equal(load_tokens(path, tokenizer).tokens, first.tokens)
     cache.write_bytes(cache.read_bytes()[:50])  # damaged: made anew
     np.testing.assert_array_equal(load_tokens(path, tokenizer).tokens, first.tokens)
     path.write_text(TEXT.replace("harbour", "mountain"))
     assert not np.array_equal(load_tokens(path, tokenizer).tokens, first.tokens)
-    other = train_tokenizer(split_works(TEXT), 300, 2)
+    other = Tokenizer.train(split_works(TEXT), 300, 2)
     assert load_tokens(path, other).tokens.max() < 300
     assert len(list((tmp_path / ".tokens").iterdir())) == 1
     longer = tmp_path / "text.two.txt"
@@ -154,7 +149,7 @@ def test_a_text_without_markers_is_one_work_of_no_voice(
     path.write_text("The duchess set down what follows.\n" * 30)
     text = load_tokens(path, tokenizer)
     assert text.voices == ("any",)
-    assert text.openers.tolist() == [tokenizer.token_to_id("<|any|>")]
+    assert text.openers.tolist() == [tokenizer.special_tokens["<|any|>"]]
 
 
 def test_a_voice_that_the_tokenizer_does_not_know_is_no_voice(
@@ -190,8 +185,11 @@ def test_a_text_that_cannot_serve_is_told_with_the_cure(
         load_tokens(path, tokenizer)
 
 
-def test_a_text_shorter_than_a_window_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_text_of_two_tokens_gives_windows(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "short.txt"
-    path.write_text("Too short.")
-    with pytest.raises(UserError, match="block_size"):
-        batches(load_tokens(path, tokenizer))
+    path.write_text("a")
+    text = load_tokens(path, tokenizer)
+    assert text.tokens.size == 2
+    for window in batches(text)[0].reshape(-1, batches(text)[0].shape[-1]):
+        np.testing.assert_array_equal(window[1:3], text.tokens)
+        assert (window[3:] == NOTHING).all()

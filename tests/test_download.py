@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 
+from gothic_jax import download
 from gothic_jax.download import Item, fetch, is_complete
 from gothic_jax.errors import UserError
 
@@ -143,6 +145,46 @@ def test_one_corrupted_transfer_is_retried(server: Server, tmp_path: Path) -> No
     assert item.path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(
+    ("faults", "partial"),
+    [
+        ([], b""),
+        ([], CONTENT[:1000]),
+        ([], CONTENT),
+        (["truncate"], b""),
+        (["truncate", 503, "truncate", "truncate"], b""),
+        (["truncate", "ignore range"], b""),
+        (["ignore range", "truncate"], CONTENT[:200_000]),
+        (["corrupt"], b""),
+        (["truncate", "corrupt", "truncate"], CONTENT[:1000]),
+        ([416], CONTENT[:1000]),
+        ([], b"x" * 1000),
+        ([], b"x" * (len(CONTENT) + 1)),
+    ],
+)
+def test_the_progress_bar_counts_each_byte_once(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: list[int | str],
+    partial: bytes,
+) -> None:
+    bars = []
+
+    class Bar(Progress):
+        def __enter__(self) -> "Bar":
+            bars.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(download, "Progress", Bar)
+    items = [server.item(tmp_path), server.item(tmp_path, "b.txt", CONTENT[::-1])]
+    part(items[0]).parent.mkdir()
+    part(items[0]).write_bytes(partial)
+    server.faults = list(faults)
+    fetch(items, jobs=1, first_pause=NO_PAUSE)
+    assert [(task.completed, task.total) for task in bars[0].tasks] == [(2 * len(CONTENT),) * 2]
+
+
 def test_a_file_of_a_wrong_hash_is_not_kept(server: Server, tmp_path: Path) -> None:
     item = server.item(tmp_path)
     server.files["/a.txt"] = CONTENT[::-1]
@@ -173,7 +215,7 @@ def test_a_missing_file_fails_at_once_and_names_the_cure(server: Server, tmp_pat
 def test_an_unreachable_network_names_the_cure(server: Server, tmp_path: Path) -> None:
     item = server.item(tmp_path)
     nowhere = Item("http://127.0.0.1:9/a.txt", item.path, item.size, item.sha256)
-    with pytest.raises(UserError, match=r"after 5 attempts.*check the network.*--mirror DIR"):
+    with pytest.raises(UserError, match=r"in 5 attempts.*check the network.*--mirror DIR"):
         fetch([nowhere], first_pause=NO_PAUSE)
 
 
@@ -193,15 +235,18 @@ def test_a_copy_from_a_folder_is_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing; check the address"):
         fetch([item])
     source.write_bytes(CONTENT[::-1])
-    with pytest.raises(UserError, match="SHA-256"):
+    with pytest.raises(UserError, match=r"does not match the SHA-256 in works\.csv; copy it again"):
         fetch([item])
     assert not list((tmp_path / "raw").iterdir())
+    source.write_bytes(CONTENT + b"more")
+    with pytest.raises(UserError, match="SHA-256"):
+        fetch([item])
     source.write_bytes(CONTENT)
     assert fetch([item]) == 1
     assert item.path.read_bytes() == CONTENT
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("a file in the way")
     source = tmp_path / "a.txt"
     source.write_bytes(b"x")

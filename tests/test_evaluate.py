@@ -6,15 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tokenizers import Tokenizer
 
 from gothic_jax import evaluate
-from gothic_jax.dataset import TokenText, load_tokens
 from gothic_jax.errors import UserError
-from gothic_jax.model import graph, init_params
+from gothic_jax.gpt import graph, init_params
 from gothic_jax.scoring import Evaluator, Score, cut_windows, loss_function
 from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import special_tokens
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.tokens import TokenText, load_tokens
 from tests.common import TEXT, TINY, Workplace
 
 
@@ -39,11 +38,11 @@ def scores(
 def test_each_text_token_is_predicted_once_from_its_own_work(
     text: TokenText, tokenizer: Tokenizer, stride: int
 ) -> None:
-    specials = sorted(special_tokens(tokenizer).values())
+    specials = sorted(tokenizer.special_tokens.values())
     inputs, targets, counts = cut_windows(text.works(), TINY.block_size, stride)
     predicted = targets[counts]
     np.testing.assert_array_equal(predicted, text.tokens[~np.isin(text.tokens, specials)])
-    openers = {tokenizer.token_to_id(token) for token in ("<|wilde|>", "<|lovecraft|>")}
+    openers = {tokenizer.special_tokens[token] for token in ("<|wilde|>", "<|lovecraft|>")}
     assert set(inputs[:, 0]) == openers
     assert not np.isin(inputs[:, 1:][counts[:, 1:]], list(openers)).any()
     if stride < TINY.block_size:
@@ -60,8 +59,8 @@ def test_the_loss_is_the_sum_over_windows_computed_one_by_one(
     model = nnx.jit(nnx.merge(graph(TINY, jnp.float32), params))
     nats, n_tokens = 0.0, 0
     for work in split_works(TEXT):
-        opener = tokenizer.token_to_id(f"<|{work.voice}|>")
-        ids = tokenizer.encode(work.text, add_special_tokens=False).ids
+        opener = tokenizer.special_tokens[f"<|{work.voice}|>"]
+        ids = tokenizer.encode(work.text).tolist()
         for start in range(0, len(ids), TINY.block_size):
             window = ids[start : start + TINY.block_size]
             logits = np.asarray(model(jnp.array([[opener, *window[:-1]]]))[0], np.float64)
@@ -88,6 +87,20 @@ def test_the_score_does_not_depend_on_the_batch_size(text: TokenText, tokenizer:
         for voice, score in scores(text, tokenizer, batch_size=batch_size).items():
             assert score.tokens == expected[voice].tokens
             assert score.nats == pytest.approx(expected[voice].nats, rel=1e-6)
+
+
+def test_a_batch_larger_than_the_text_is_not_filled_up(
+    text: TokenText, tokenizer: Tokenizer
+) -> None:
+    sizes = set()
+
+    def losses(params: object, inputs: np.ndarray, targets: np.ndarray) -> jnp.ndarray:
+        sizes.add(len(inputs))
+        return jnp.zeros(inputs.shape)
+
+    Evaluator(text, tokenizer, block_size=TINY.block_size, batch_size=100_000)(losses, {})
+    (size,) = sizes
+    assert size == len(cut_windows(text.works(), TINY.block_size, TINY.block_size).inputs)
 
 
 def test_figures_follow_from_nats_tokens_and_bytes() -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydivsufsort import divsufsort
 
-from gothic_jax import chat, corpus, evaluate, novelty
+from gothic_jax import chat, data, evaluate, novelty
+from gothic_jax import index as index_command
 from gothic_jax.errors import UserError
 from gothic_jax.files import sha256
 from gothic_jax.novelty import Index
@@ -123,7 +126,10 @@ def indexed(trained: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     )
     (trained.root / "mixed_val.txt.held").write_text(f"<|wilde|>\n{long}\n<|endoftext|>\n")
     arguments = ["--file", str(trained.root / "mixed_train.txt")]
-    assert novelty.main([*arguments, "--held-out", str(trained.root / "mixed_val.txt.held")]) == 0
+    assert (
+        index_command.main([*arguments, "--held-out", str(trained.root / "mixed_val.txt.held")])
+        == 0
+    )
     return trained
 
 
@@ -146,6 +152,28 @@ def test_eval_and_chat_tell_what_is_copied_beside_held_out_works(
     out = capsys.readouterr().out
     assert out.count("in copied spans of 8 words or more") == 2
     assert out.count("held-out works") == 2
+
+
+def test_a_training_text_that_was_moved_can_be_named(
+    indexed: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = indexed.root / "texts [2024]" / "mixed_train.txt"
+    moved.parent.mkdir()
+    (indexed.root / "mixed_train.txt").rename(moved)
+    shutil.rmtree(indexed.root / ".novelty")
+    where = ["--checkpoint", f"{indexed.out_dir}/latest"]
+    for command in (
+        lambda *more: evaluate.main([*where, "--novelty", str(moved), *more]),
+        lambda *more: chat.main([*where, "--best-of", "2", "--max-tokens", "8", *more]),
+    ):
+        shutil.rmtree(moved.parent / ".novelty", ignore_errors=True)
+        capsys.readouterr()
+        assert command() == 2
+        assert "--train-file" in capsys.readouterr().err
+        assert command("--train-file", str(moved)) == 2
+        build = capsys.readouterr().err.split("`")[1]
+        assert index_command.main(shlex.split(build)[1:]) == 0
+        assert command("--train-file", str(moved)) == 0
 
 
 def test_tensorboard_shows_what_samples_copy(indexed: Workplace) -> None:
@@ -177,7 +205,7 @@ def test_the_index_of_an_earlier_text_stays_for_the_model_that_read_it(
     path = indexed.root / "mixed_train.txt"
     old = path.read_text()
     path.write_text(old + "One line more.\n")
-    assert novelty.main(["--file", str(path)]) == 0
+    assert index_command.main(["--file", str(path)]) == 0
     file = indexed.root / "mixed_val.txt"
     where = ["--checkpoint", f"{indexed.out_dir}/latest", "--novelty", str(file)]
     assert evaluate.main(where) == 0
@@ -194,16 +222,16 @@ def test_a_held_out_text_that_nobody_named_may_be_short(
     train, val = tmp_path / "me_train.txt", tmp_path / "me_val.txt"
     train.write_text("The tide was out, and nobody had seen it go. " * 40)
     val.write_text("It came back at night.\n")
-    assert novelty.main(["--file", str(train)]) == 0
+    assert index_command.main(["--file", str(train)]) == 0
     assert f"{val} is not compared with" in capsys.readouterr().out
     assert novelty.load(train, sha256(read_text(train).encode())).baseline is None
-    assert novelty.main(["--file", str(train), "--held-out", str(val)]) == 2
+    assert index_command.main(["--file", str(train), "--held-out", str(val)]) == 2
     assert "no passage of 150 words" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [".", "/"])
 def test_a_folder_is_no_text(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    assert novelty.main(["--file", name]) == 2
+    assert index_command.main(["--file", name]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -239,11 +267,11 @@ def test_an_index_of_another_text_is_none_of_this_one(tmp_path: Path) -> None:
 @pytest.mark.corpus
 def test_the_real_corpus_is_indexed_and_searched_in_time(mirror: Path, tmp_path: Path) -> None:
     where = ["--data-dir", str(tmp_path), "--mirror", str(mirror), "--splits", "train,val"]
-    assert corpus.main(where) == 0
+    assert data.main(where) == 0
     path = tmp_path / "processed" / "mixed_train.txt"
     # Of processor time: the machine may have other work.
     begin = time.process_time()
-    novelty.build(path, path.with_name("mixed_val.txt"))
+    novelty.build(path, read_text(path.with_name("mixed_val.txt")))
     assert time.process_time() - begin < 10
     text = read_text(path)
     index, baseline = novelty.load(path, sha256(text.encode()))

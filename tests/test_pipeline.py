@@ -22,7 +22,7 @@ def succeed(module: str, arguments: str, cwd: Path) -> subprocess.CompletedProce
 def home(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Path:
     """A folder with processed texts, a tokenizer and a short run of the default model."""
     home = tmp_path_factory.mktemp("home")
-    succeed("corpus", f"--mirror {mirror} --splits train,val", home)
+    succeed("data", f"--mirror {mirror} --splits train,val", home)
     succeed("tokenizer", "--files data/processed/mixed_train.txt --vocab-size 4096", home)
     succeed(
         "train",

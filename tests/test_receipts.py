@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.chat import main, rank
+from gothic_jax.chat import main
+from gothic_jax.conversation import rank
 from gothic_jax.novelty import Novelty, build
 from tests.common import Workplace
 

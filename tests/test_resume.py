@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from gothic_jax import checkpoint
+from gothic_jax.checkpoint import Checkpoint
 from gothic_jax.config import get_config
-from gothic_jax.model import Params, init_params
+from gothic_jax.gpt import Params, init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
 from gothic_jax.scoring import Evaluator, LossFunction
+from gothic_jax.tokenizer import Tokenizer
 from tests.common import Workplace, process, run, wait_for
 
 SETTINGS = {"max_iters": 24, "eval_interval": 4, "compute_dtype": "bfloat16"}
@@ -32,8 +33,8 @@ def losses(out: str) -> dict[str, str]:
 def whole_state(out_dir: Path) -> list[np.ndarray]:
     """Parameters and optimizer state of a run's last checkpoint."""
 
-    location = checkpoint.locate(str(out_dir / "latest"))
-    meta = checkpoint.load_meta(location)
+    found = checkpoint.locate(str(out_dir / "latest"))
+    meta = found.meta
     assert meta.iteration == 24
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     config = get_config()
@@ -42,8 +43,8 @@ def whole_state(out_dir: Path) -> list[np.ndarray]:
         lambda: init_optimizer(make_optimizer(config), init_params(meta.model_config, 0))
     )
     leaves = [
-        *jax.tree.leaves(checkpoint.load_params(location, meta.model_config, here)),
-        *jax.tree.leaves(checkpoint.load_optimizer(location, like, here)),
+        *jax.tree.leaves(found.params(here)),
+        *jax.tree.leaves(found.optimizer(like, here)),
     ]
     return [np.asarray(leaf) for leaf in leaves]
 
@@ -101,7 +102,7 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     assert workplace.train(max_iters=6, eval_interval=3) == 0
-    whole = {n: checkpoint.load_meta(checkpoint.Location(workplace.out_dir, n)) for n in (3, 6)}
+    whole = {n: Checkpoint.open(workplace.out_dir, n).meta for n in (3, 6)}
     parted = workplace.root / "parted"
     scored = Evaluator.__call__
     evaluations = itertools.count(1)
@@ -116,11 +117,11 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(
     with monkeypatch.context() as context:
         context.setattr(Evaluator, "__call__", interrupted)
         assert workplace.train(out_dir=parted, max_iters=6, eval_interval=3) == 143
-    stopped = checkpoint.load_meta(checkpoint.Location(parted, at))
+    stopped = Checkpoint.open(parted, at).meta
     assert stopped.scores is None
     assert workplace.train("--resume", out_dir=parted, max_iters=6, eval_interval=3) == 0
     for iteration, meta in whole.items():
-        again = checkpoint.load_meta(checkpoint.Location(parted, iteration))
+        again = Checkpoint.open(parted, iteration).meta
         assert again.scores == meta.scores
         assert again.best_val_loss == meta.best_val_loss
     for one, other in zip(workplace.params(), workplace.params(out_dir=parted), strict=True):
@@ -132,8 +133,8 @@ def test_best_and_patience_live_on_after_a_resume(
 ) -> None:
     spoiling = {"learning_rate": 10.0, "warmup_iters": 0, "eval_interval": 2}
     assert workplace.train(max_iters=4, **spoiling) == 0
-    best = checkpoint.load_meta(checkpoint.locate(str(workplace.out_dir))).best_val_loss
+    best = checkpoint.locate(str(workplace.out_dir)).meta.best_val_loss
     assert workplace.train("--resume", max_iters=40, patience=3, **spoiling) == 0
     assert "has not improved for 3 evaluations" in capsys.readouterr().out
-    latest = checkpoint.load_meta(checkpoint.locate(f"{workplace.out_dir}/latest"))
+    latest = checkpoint.locate(f"{workplace.out_dir}/latest").meta
     assert latest.best_val_loss == best

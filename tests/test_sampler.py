@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gothic_jax.config import ModelConfig
 from gothic_jax.errors import UserError
-from gothic_jax.model import Params, graph, init_params
+from gothic_jax.gpt import Params, graph, init_params
 from gothic_jax.sampler import (
     DECODE_CHUNK,
     Sampler,
@@ -21,6 +20,7 @@ from gothic_jax.sampler import (
     filter_logits,
     keep_window,
 )
+from gothic_jax.shape import ModelConfig
 from tests.common import TINY
 
 GREEDY = Sampling(temperature=0.0)

@@ -5,12 +5,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from gothic_jax import evaluate
 from gothic_jax.errors import UserError
 from gothic_jax.style import Lean, Meter, _sentence_edges, together
-from gothic_jax.tokenizer import encode, voices
+from gothic_jax.texts import Work
+from gothic_jax.tokenizer import Tokenizer
 from tests.common import TINY, Workplace
 
 
@@ -21,7 +21,7 @@ def by_rule(params: object, inputs: np.ndarray, targets: np.ndarray) -> jnp.ndar
 
 @pytest.fixture
 def meter(tokenizer: Tokenizer) -> Meter:
-    return Meter(by_rule, {}, tokenizer, voices(tokenizer), TINY.block_size)
+    return Meter(by_rule, {}, tokenizer, TINY.block_size)
 
 
 TEXT = "The tide was out. Nobody, said Mr. Grey, had seen it go!\n\nIt came back at night"
@@ -45,7 +45,7 @@ def test_a_sentence_has_the_mean_log_likelihood_of_its_tokens(
     meter: Meter, tokenizer: Tokenizer, prompt: str
 ) -> None:
     """By hand: tokens of each sentence, which over the whole text are more than one window."""
-    ids = encode(tokenizer, prompt + TEXT)
+    ids = tokenizer.encode(prompt + TEXT)
     assert len(ids) > TINY.block_size
     leans = meter.sentences(TEXT, prompt)
     assert [lean.text for lean in leans] == SENTENCES
@@ -60,12 +60,12 @@ def test_a_sentence_has_the_mean_log_likelihood_of_its_tokens(
             expected[sentence].append(int(token))
     for lean, tokens in zip(leans, expected, strict=True):
         assert lean.tokens == len(tokens)
-        for voice, opener in voices(tokenizer).items():
+        for voice, opener in tokenizer.voices.items():
             mean = -np.mean([(opener * token) % 7 for token in tokens])
             assert lean.log_likelihood[voice] == pytest.approx(mean)
     whole = together(leans, "all")
     assert whole.tokens == sum(map(len, expected))
-    for voice, opener in voices(tokenizer).items():
+    for voice, opener in tokenizer.voices.items():
         mean = -np.mean([(opener * token) % 7 for tokens in expected for token in tokens])
         assert whole.log_likelihood[voice] == pytest.approx(mean)
 
@@ -80,9 +80,10 @@ def test_a_lean_is_to_the_likeliest_voice_by_its_lead_over_the_next() -> None:
     assert lean.towards({}) == 0
 
 
-def test_style_is_told_between_voices(tokenizer: Tokenizer) -> None:
+def test_style_compares_voices() -> None:
+    one = Tokenizer.train([Work("me", "A diary of small weathers.")], 300, 2)
     with pytest.raises(UserError, match="two or more"):
-        Meter(by_rule, {}, tokenizer, {"me": 1}, TINY.block_size)
+        Meter(by_rule, {}, one, TINY.block_size)
 
 
 def test_eval_tells_the_style_of_a_file(

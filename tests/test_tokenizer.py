@@ -5,45 +5,38 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 from gothic_jax.errors import UserError
 from gothic_jax.texts import END_OF_TEXT, Work, split_works
+from gothic_jax.tokenize import main
 from gothic_jax.tokenizer import (
-    encode,
-    load_tokenizer,
-    main,
-    parse_tokenizer,
-    special_tokens,
-    token_bytes,
-    train_tokenizer,
-    voices,
+    Tokenizer,
 )
 from tests.common import TEXT
 
-SHARED = train_tokenizer(split_works(TEXT), 320, 2)
+SHARED = Tokenizer.train(split_works(TEXT), 320, 2)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_valid_text_comes_back_exactly(text: str) -> None:
-    ids = SHARED.encode(text, add_special_tokens=False).ids
-    assert SHARED.decode(ids, skip_special_tokens=False) == text
+    ids = SHARED.encode(text).tolist()
+    assert SHARED.decode(ids) == text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_token_bytes_add_up_to_the_text(text: str) -> None:
-    table = token_bytes(SHARED)
-    ids = SHARED.encode(text, add_special_tokens=False).ids
+    table = SHARED.token_bytes
+    ids = SHARED.encode(text).tolist()
     assert b"".join(table[index] for index in ids) == text.encode()
 
 
 def test_voices_of_the_text_and_end_of_text_become_special() -> None:
-    assert set(special_tokens(SHARED)) == {
+    assert set(SHARED.special_tokens) == {
         "<|endoftext|>", "<|any|>", "<|wilde|>", "<|lovecraft|>",
     }  # fmt: skip
-    assert set(voices(SHARED)) == {"wilde", "lovecraft"}
-    table = token_bytes(SHARED)
-    assert all(table[index] == b"" for index in special_tokens(SHARED).values())
+    assert set(SHARED.voices) == {"wilde", "lovecraft"}
+    table = SHARED.token_bytes
+    assert all(table[index] == b"" for index in SHARED.special_tokens.values())
 
 
 def test_markers_inside_a_line_are_words_not_structure() -> None:
@@ -52,18 +45,18 @@ def test_markers_inside_a_line_are_words_not_structure() -> None:
 
 
 def test_a_marker_within_a_text_is_read_as_plain_characters() -> None:
-    ids = SHARED.encode("He wrote <|lovecraft|> once.", add_special_tokens=False).ids
-    assert not set(ids) & set(special_tokens(SHARED).values())
+    ids = SHARED.encode("He wrote <|lovecraft|> once.").tolist()
+    assert not set(ids) & set(SHARED.special_tokens.values())
 
 
 def test_a_voice_cannot_take_a_name_that_stands_for_something_else() -> None:
     with pytest.raises(UserError, match="all"):
-        train_tokenizer([Work("all", "Everyone spoke at once.")], 300, 2)
+        Tokenizer.train([Work("all", "Everyone spoke at once.")], 300, 2)
 
 
 def test_every_voice_needs_no_code_of_its_own() -> None:
     works = split_works("<|poe|>\nNevermore, nevermore.\n<|endoftext|>\n")
-    assert list(voices(train_tokenizer(works, 300, 2))) == ["poe"]
+    assert list(Tokenizer.train(works, 300, 2).voices) == ["poe"]
 
 
 def test_command_writes_a_tokenizer_and_says_what_it_learned(
@@ -73,7 +66,7 @@ def test_command_writes_a_tokenizer_and_says_what_it_learned(
     text.write_text(TEXT)
     assert main(["--files", str(text), "--vocab-size", "300", "--output", str(output)]) == 0
     out = capsys.readouterr().out
-    assert load_tokenizer(output).get_vocab_size() == 300
+    assert Tokenizer.load(output).vocab_size == 300
     n_bytes = sum(len(work.text.encode()) for work in split_works(TEXT))
     assert f"{n_bytes:,} bytes" in out
     assert "bytes a token" in out
@@ -88,7 +81,7 @@ def test_a_bare_name_is_looked_up_in_data_processed_first(
     (tmp_path / "data" / "processed").mkdir(parents=True)
     (tmp_path / "data" / "processed" / "mixed_train.txt").write_text(TEXT)
     assert main(["--vocab-size", "300"]) == 0
-    assert voices(load_tokenizer(tmp_path / "data" / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path / "data" / "tokenizer.json").voices
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def test_mistakes_are_one_line_and_write_nothing(
 
 
 def crafted(**changes: object) -> str:
-    content = json.loads(SHARED.to_str())
+    content = json.loads(SHARED.to_json())
     return json.dumps(content | changes)
 
 
@@ -123,18 +116,18 @@ def crafted(**changes: object) -> str:
     "content",
     ["", "{}", "[" * 100_000, "null", crafted(model=None), crafted(added_tokens=[]),
      crafted(model={"type": "BPE", "vocab": {"a": 0}, "merges": []}),
-     crafted(added_tokens=[*json.loads(SHARED.to_str())["added_tokens"],
+     crafted(added_tokens=[*json.loads(SHARED.to_json())["added_tokens"],
          {"id": 320, "content": "  ", "single_word": False, "lstrip": False, "rstrip": False,
           "normalized": False, "special": False}])],
 )  # fmt: skip
 def test_a_file_that_is_no_tokenizer_is_told(content: str) -> None:
     with pytest.raises(UserError, match="gothic-tokenize"):
-        parse_tokenizer(content.encode(), "tokenizer.json")
+        Tokenizer.parse(content.encode(), "tokenizer.json")
 
 
 def test_a_missing_tokenizer_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gothic-tokenize"):
-        load_tokenizer(tmp_path / "tokenizer.json")
+        Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.corpus
@@ -143,21 +136,21 @@ def test_the_real_corpus_takes_under_ten_seconds(mirror: Path) -> None:
     text = "\n".join(path.read_bytes().decode("latin-1") for path in files)
     # Of processor time: the machine may have other work.
     begin = time.process_time()
-    trained = train_tokenizer([Work("", text)], 4096, 2)
+    trained = Tokenizer.train([Work("", text)], 4096, 2)
     assert time.process_time() - begin < 10
     assert isinstance(trained, Tokenizer)
-    assert trained.get_vocab_size() == 4096
-    assert END_OF_TEXT in special_tokens(trained)
+    assert trained.vocab_size == 4096
+    assert END_OF_TEXT in trained.special_tokens
 
 
 @settings(max_examples=200)
 @given(st.text(st.sampled_from("ab'!1 \n\t\x1c\u00e9\u2003"), min_size=1, max_size=200))
 def test_a_long_text_has_the_same_tokens_in_pieces_as_whole(text: str) -> None:
-    whole = SHARED.encode(text, add_special_tokens=False).ids
+    whole = SHARED.encode(text).tolist()
     with pytest.MonkeyPatch.context() as context:
         context.setattr("gothic_jax.tokenizer.PIECE", 24)
         try:
-            parted = encode(SHARED, text)
+            parted = SHARED.encode(text)
         except UserError:  # there is no place to cut, which is another test's
             assume(False)
     assert parted.tolist() == whole

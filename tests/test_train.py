@@ -1,5 +1,7 @@
 """The training step: its arithmetic, accumulation, optimizer, devices and what it learns."""
 
+import shlex
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +11,17 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gothic_jax.config import get_config, model_config
-from gothic_jax.dataset import NOTHING
-from gothic_jax.model import Params, graph, init_params
+from gothic_jax import chat
+from gothic_jax.config import get_config
+from gothic_jax.gpt import Params, graph, init_params
+from gothic_jax.ops import NOTHING, token_losses
 from gothic_jax.optimizer import (
     apply_gradient_sum,
     init_optimizer,
     learning_rate_schedule,
     make_optimizer,
 )
-from gothic_jax.scoring import token_losses
+from gothic_jax.shape import ModelConfig
 from gothic_jax.step import Metrics, TrainState, data_mesh, make_train_step
 from tests.common import SETTINGS, TINY, Workplace
 
@@ -36,7 +39,7 @@ def windows(config: ConfigDict, seed: int = 0) -> np.ndarray:
 
 
 def new_state(config: ConfigDict) -> TrainState:
-    params = init_params(model_config(config), config.seed)
+    params = init_params(ModelConfig(**config.model), config.seed)
     return TrainState(params, init_optimizer(make_optimizer(config), params))
 
 
@@ -76,7 +79,7 @@ def test_every_token_counts_the_same_however_windows_are_filled() -> None:
     batch = windows(whole)
     batch[0, 1, 21:] = NOTHING
     batch[0, 2, 6:] = NOTHING
-    model = nnx.merge(graph(model_config(whole), jnp.float32), new_state(whole).params)
+    model = nnx.merge(graph(ModelConfig(**whole.model), jnp.float32), new_state(whole).params)
     nats = [
         token_losses(model(window[None, :-1]), window[None, 1:]).sum()
         for window in map(jnp.asarray, (batch[0, 0], batch[0, 1, :21], batch[0, 2, :6]))
@@ -236,6 +239,24 @@ def test_the_run_says_what_it_will_do_and_did(
     assert "3/6  validation: loss" in out
     assert "(lovecraft " in out
     assert f"gothic-chat --checkpoint {workplace.out_dir}/best" in out
+
+
+def test_the_command_to_paste_is_quoted(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out_dir = workplace.root / "my model [v1]"
+    assert workplace.train(out_dir=out_dir) == 0
+    command = capsys.readouterr().out.split("talk to it: ")[1].splitlines()[0]
+    words = shlex.split(command)
+    assert words[:3] == ["gothic-chat", "--checkpoint", f"{out_dir}/best"]
+    assert chat.main([*words[1:3], "--max-tokens", "2"]) == 0
+
+
+def test_three_works_shorter_than_a_window_train(workplace: Workplace) -> None:
+    works = "".join(f"<|{voice}|>\nThe tide was out.\n<|endoftext|>\n" for voice in
+                    ("wilde", "lovecraft", "wilde"))  # fmt: skip
+    (workplace.root / "mixed_train.txt").write_text(works)
+    assert workplace.train() == 0
 
 
 def test_patience_stops_a_run_that_no_longer_improves(

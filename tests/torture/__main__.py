@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import train_tokenizer
+from gothic_jax.tokenizer import Tokenizer
 from tests.common import TEXT, TINY, Workplace
 from tests.torture import damage, inputs, kills, numbers
 from tests.torture.world import Figure, faults_library
@@ -44,7 +44,7 @@ def main() -> int:
             os.environ[name.upper()] = str(value)
         root = Path(folder) / "work"
         root.mkdir()
-        workplace = Workplace.make(root, train_tokenizer(split_works(TEXT), TINY.vocab_size, 2))
+        workplace = Workplace.make(root, Tokenizer.train(split_works(TEXT), TINY.vocab_size, 2))
         library = faults_library(Path(folder))
 
         def count(full: int) -> int:

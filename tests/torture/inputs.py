@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gothic_jax import train
-from gothic_jax.config import get_config, override, validate
-from gothic_jax.dataset import encode_text
+from gothic_jax.config import changed_by, get_config, parse_overrides, validate
 from gothic_jax.errors import UserError
 from gothic_jax.texts import read_text, split_works
-from gothic_jax.tokenizer import encode, load_tokenizer, parse_tokenizer
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.tokens import encode_text
 from tests.common import TEXT, Workplace
 from tests.torture.world import Figure, in_lanes, limited
 
@@ -94,12 +94,12 @@ def _try_tokenizers(path: str, first: int, last: int) -> None:
     for number in range(first, last):
         print(f"trial {number}", flush=True)
         try:
-            tokenizer = parse_tokenizer(mutated(content, random.Random(number)), "mutated")
+            tokenizer = Tokenizer.parse(mutated(content, random.Random(number)), "mutated")
         except UserError as error:
             if "\n" in str(error) or len(str(error)) > 500:
                 print(f"wrong {number}: {error!r:.300}", flush=True)
             continue
-        ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
+        ids = tokenizer.encode(PROBE).tolist()
         if tokenizer.decode(ids, skip_special_tokens=False) != PROBE:
             print(f"wrong {number}: text comes back as another", flush=True)
 
@@ -211,7 +211,7 @@ def settings(workplace: Workplace, count: int) -> Figure:
                 [value],
             ][form]  # fmt: skip
         try:
-            validate(override(get_config(), arguments))
+            validate(changed_by(get_config(), parse_overrides(arguments)))
         except UserError:
             pass
         except Exception as error:
@@ -239,7 +239,7 @@ def _noise(rng: random.Random) -> str:
 
 def texts(workplace: Workplace, count: int, *, long: bool) -> Figure:
     """S2: text files of any bytes are read exactly, or refused in a line."""
-    tokenizer = load_tokenizer(workplace.root / "tokenizer.json")
+    tokenizer = Tokenizer.load(workplace.root / "tokenizer.json")
     rng = random.Random(3)
     wrong: list[str] = []
     pieces = [
@@ -265,7 +265,7 @@ def texts(workplace: Workplace, count: int, *, long: bool) -> Figure:
                 wrong.append(f"text {trial}: {content!r:.200}: {type(error).__name__}: {error}")
                 continue
             for work in split_works(text):
-                ids = list(encode(tokenizer, work.text))
+                ids = list(tokenizer.encode(work.text))
                 if tokenizer.decode(ids, skip_special_tokens=False) != work.text:
                     wrong.append(f"text {trial}: {content!r:.200}: comes back as another")
     if long:
@@ -289,9 +289,9 @@ def _long_texts(workplace: Workplace) -> list[str]:
         program = (
             "import sys; from pathlib import Path\n"
             "from gothic_jax.errors import UserError\n"
-            "from gothic_jax.dataset import encode_text\n"
-            "from gothic_jax.tokenizer import load_tokenizer\n"
-            "try: encode_text(Path(sys.argv[1]), load_tokenizer(Path(sys.argv[2])))\n"
+            "from gothic_jax.tokens import encode_text\n"
+            "from gothic_jax.tokenizer import Tokenizer\n"
+            "try: encode_text(Path(sys.argv[1]), Tokenizer.load(Path(sys.argv[2])))\n"
             "except UserError: sys.exit(2)\n"
         )
         command = [sys.executable, "-c", program, str(path), str(workplace.root / "tokenizer.json")]

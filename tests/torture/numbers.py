@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gothic_jax import checkpoint
-from gothic_jax.config import get_config, model_config
-from gothic_jax.dataset import batch_iterator, load_tokens, training_batches
-from gothic_jax.model import init_params
+from gothic_jax.checkpoint import Checkpoint
+from gothic_jax.config import get_config
+from gothic_jax.gpt import init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
+from gothic_jax.shape import ModelConfig
 from gothic_jax.step import TrainState, make_train_step
-from gothic_jax.tokenizer import load_tokenizer
+from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.tokens import load_tokens
+from gothic_jax.windows import batch_iterator, training_batches
 from tests.common import SETTINGS as TINY_SETTINGS
 from tests.common import Workplace
 from tests.torture.world import Figure, Life, arrays, figures, in_lanes, points, whole_state
@@ -24,7 +27,7 @@ def not_finite(workplace: Workplace, steps: int, runs: int) -> Figure:
     config = get_config()
     for name, value in TINY_SETTINGS.items():
         config.update_from_flattened_dict({name: value})
-    params = init_params(model_config(config), 0)
+    params = init_params(ModelConfig(**config.model), 0)
     optimizer = make_optimizer(config)
     step = jax.jit(make_train_step(config, "xla"))
     rng = random.Random(7)
@@ -58,7 +61,7 @@ def not_finite(workplace: Workplace, steps: int, runs: int) -> Figure:
         found = [
             f"rate {rate:.0e}: {out_dir.name}/{iteration} is not finite"
             for iteration in checkpoint.iterations(out_dir)
-            for array in arrays(checkpoint.Location(out_dir, iteration))
+            for array in arrays(Checkpoint.open(out_dir, iteration))
             if not np.isfinite(array).all()
         ]
         if code not in (0, 2) or (code == 2 and "diverged" not in life.error):
@@ -141,7 +144,7 @@ def devices(workplace: Workplace) -> Figure:
 def data_positions(workplace: Workplace, steps: int) -> Figure:
     """R11: resumed at any iteration, the batches that remain are those that would have come."""
     text = load_tokens(
-        workplace.root / "mixed_train.txt", load_tokenizer(workplace.root / "tokenizer.json")
+        workplace.root / "mixed_train.txt", Tokenizer.load(workplace.root / "tokenizer.json")
     )
     batches = training_batches(text, shape=(2, 2), block_size=32, voice_dropout=0.1, seed=3)
     iterator = batch_iterator(batches, 0)

@@ -21,8 +21,9 @@ from jax.sharding import SingleDeviceSharding
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gothic_jax import checkpoint
+from gothic_jax.checkpoint import Checkpoint
 from gothic_jax.config import get_config
-from gothic_jax.model import init_params
+from gothic_jax.gpt import init_params
 from gothic_jax.optimizer import init_optimizer, make_optimizer
 from tests.common import Workplace, process
 
@@ -160,27 +161,24 @@ def figures(out: str) -> dict[str, str]:
 def whole_state(out_dir: Path, name: str = "latest") -> list[np.ndarray]:
     """What a checkpoint holds of a run: how it went (iteration, scores, best so far, patience,
     skipped iterations, hashes of the data) as JSON, then parameters and optimizer state."""
-    location = checkpoint.locate(str(out_dir / name))
-    meta = dataclasses.asdict(checkpoint.load_meta(location))
+    found = checkpoint.locate(str(out_dir / name))
+    meta = dataclasses.asdict(found.meta)
     course = {name: meta[name] for name in meta.keys() - {"config", "environment"}}
     content = json.dumps(course, sort_keys=True).encode()
-    return [np.frombuffer(content, np.uint8), *arrays(location)]
+    return [np.frombuffer(content, np.uint8), *arrays(found)]
 
 
-def arrays(location: checkpoint.Location) -> list[np.ndarray]:
+def arrays(found: Checkpoint) -> list[np.ndarray]:
     """Parameters and optimizer state of one checkpoint."""
-    meta = checkpoint.load_meta(location)
     here = SingleDeviceSharding(jax.devices()[0])
     config = get_config()
-    config.update(meta.config)
+    config.update(found.meta.config)
     like = jax.eval_shape(
-        lambda: init_optimizer(make_optimizer(config), init_params(meta.model_config, 0))
+        lambda: init_optimizer(make_optimizer(config), init_params(found.meta.model_config, 0))
     )
     return [
-        *map(
-            np.asarray, jax.tree.leaves(checkpoint.load_params(location, meta.model_config, here))
-        ),
-        *map(np.asarray, jax.tree.leaves(checkpoint.load_optimizer(location, like, here))),
+        *map(np.asarray, jax.tree.leaves(found.params(here))),
+        *map(np.asarray, jax.tree.leaves(found.optimizer(like, here))),
     ]
 
 
@@ -261,8 +259,8 @@ def run_with_all_checkpoints(workplace: Workplace, name: str, **settings: object
     """A finished run of which every checkpoint is still there."""
     out_dir = workplace.root / name
     program = (
-        "import sys\nfrom gothic_jax import checkpoint, train\n"
-        "checkpoint.KEPT = 100\nsys.exit(train.main(sys.argv[1:]))"
+        "import sys\nfrom gothic_jax import saver, train\n"
+        "saver.KEPT = 100\nsys.exit(train.main(sys.argv[1:]))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     subprocess.run(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax.products import (
+from gothic_jax.ops import (
     matmul,
     matmul_first_transposed,
     matmul_transposed,

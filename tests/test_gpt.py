@@ -10,12 +10,9 @@ from flax import nnx
 from reference.weights import CONFIG, reference_tokens, reference_weights
 
 from gothic_jax.errors import UserError
-from gothic_jax.model import (
+from gothic_jax.gpt import (
     GPT,
-    ModelConfig,
     Params,
-    _row_sums_by_product,
-    _row_sums_by_scatter,
     empty_caches,
     flops_per_token,
     graph,
@@ -23,7 +20,8 @@ from gothic_jax.model import (
     parameter_count,
     streamed_params,
 )
-from gothic_jax.scoring import token_losses
+from gothic_jax.ops import _row_sums_by_product, _row_sums_by_scatter, token_losses
+from gothic_jax.shape import ModelConfig
 from tests.common import TINY
 
 REFERENCE = Path(__file__).parent / "reference"

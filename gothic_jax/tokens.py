@@ -1,4 +1,4 @@
-"""Text -> token array, cached on disk -> Grain batches of windows."""
+"""Text files as token arrays, cached beside them."""
 
 import io
 import re
@@ -6,26 +6,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import grain.python as grain
 import numpy as np
 from jaxtyping import Float, Int, UInt16
-from tokenizers import Tokenizer
 
 from gothic_jax.errors import UserError
 from gothic_jax.files import sha256, write_atomically
-from gothic_jax.texts import ANY, read_text, split_works
-from gothic_jax.tokenizer import any_voice_id, encode, end_of_text_id, fingerprint, voices
-
-NOTHING = -1
-"""Fills up a window whose work is shorter."""
+from gothic_jax.texts import ANY, read_text, split_works, works_of
+from gothic_jax.tokenizer import Tokenizer
 
 
 class TokenText(NamedTuple):
-    """A text file as tokens: work after work, each closed by `<|endoftext|>`."""
+    """A text file as tokens: one work after another, each ended by `<|endoftext|>`."""
 
     tokens: UInt16[np.ndarray, " n"]
     ends: Int[np.ndarray, " work"]
-    """Where each work ends, behind its `<|endoftext|>`."""
+    """Where each work ends, after its `<|endoftext|>`."""
     voices: tuple[str, ...]
     """Of each work; `any` where it has none, or none that the tokenizer knows."""
     openers: UInt16[np.ndarray, " work"]
@@ -70,7 +65,7 @@ class TokenText(NamedTuple):
 def encode_text(path: Path, tokenizer: Tokenizer) -> TokenText:
     """The tokens of a text file.
 
-    A work of a voice that the tokenizer does not know is read as one of no voice. Raises
+    A work in a voice that the tokenizer does not know is read as one in no voice. Raises
     UserError where the file is missing, empty or not UTF-8.
     """
     text = read_text(path)
@@ -80,27 +75,22 @@ def encode_text(path: Path, tokenizer: Tokenizer) -> TokenText:
 def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
     """`encode_text`, from the cache beside the file where that is up to date."""
     text = read_text(path)
-    text_hash = sha256(text.encode())
-    key = sha256(f"{text_hash} {fingerprint(tokenizer)}".encode())[:16]
+    key = sha256(f"{sha256(text.encode())} {tokenizer.sha256}".encode())[:16]
     cache = path.parent / ".tokens" / f"{path.stem}.{key}.tokens"
     tokens = _read_cache(cache)
     if tokens is None:
         tokens = _encode(path, text, tokenizer)
-        buffer = io.BytesIO()
-        np.save(buffer, tokens)
-        # Its own hash in front, since half of it, or other bits, would be tokens too.
-        _write_cache(cache, path.stem, sha256(buffer.getvalue()).encode() + buffer.getvalue())
+        _write_cache(cache, tokens)
     return _token_text(text, tokens, tokenizer)
 
 
 def _token_text(text: str, tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenizer) -> TokenText:
-    known = voices(tokenizer)
+    known, any_voice = tokenizer.voices, tokenizer.any_voice
     named = [work.voice for work in split_works(text)]
-    any_voice = any_voice_id(tokenizer)
     return TokenText(
         tokens,
         # No other token is `<|endoftext|>`: within a text it is a word like others.
-        ends=np.flatnonzero(tokens == end_of_text_id(tokenizer)) + 1,
+        ends=np.flatnonzero(tokens == tokenizer.end_of_text) + 1,
         voices=tuple(voice if voice in known else ANY for voice in named),
         openers=np.array([known.get(voice, any_voice) for voice in named], np.uint16),
         any_voice=any_voice,
@@ -110,11 +100,8 @@ def _token_text(text: str, tokens: UInt16[np.ndarray, " n"], tokenizer: Tokenize
 
 
 def _encode(path: Path, text: str, tokenizer: Tokenizer) -> UInt16[np.ndarray, " n"]:
-    works = split_works(text)
-    if not works:
-        raise UserError(f"{path} holds no text between its markers; `gothic-data` makes texts")
-    end = end_of_text_id(tokenizer)
-    ids = [np.append(encode(tokenizer, work.text), end) for work in works]
+    works = works_of(path, text)
+    ids = [np.append(tokenizer.encode(work.text), tokenizer.end_of_text) for work in works]
     return np.concatenate(ids).astype(np.uint16)
 
 
@@ -125,67 +112,22 @@ def _read_cache(cache: Path) -> UInt16[np.ndarray, " n"] | None:
         return None
     digest, array = content[:64], content[64:]
     if sha256(array).encode() != digest:
-        return None  # damaged: made anew
+        return None  # damaged: made again
     return np.load(io.BytesIO(array), allow_pickle=False)
 
 
-def _write_cache(cache: Path, stem: str, content: bytes) -> None:
+def _write_cache(cache: Path, tokens: UInt16[np.ndarray, " n"]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    # Its own hash first: half of the file, or other bits, would be tokens too.
+    content = sha256(buffer.getvalue()).encode() + buffer.getvalue()
     try:
         write_atomically(cache, content)
     except UserError as error:
-        print(f"The tokens are not cached, and will be made anew each time: {error}")
+        print(f"The tokens are not cached, and will be made again each time: {error}")
         return
+    stem = cache.name.rsplit(".", 2)[0]
     ours = re.compile(re.escape(stem) + r"\.[0-9a-f]{16}\.tokens")
     for stale in cache.parent.iterdir():
         if stale != cache and ours.fullmatch(stale.name):
             stale.unlink(missing_ok=True)
-
-
-def training_batches(
-    text: TokenText,
-    *,
-    shape: tuple[int, ...],
-    block_size: int,
-    voice_dropout: float,
-    voice_weights: Mapping[str, float] | None = None,
-    seed: int,
-) -> grain.MapDataset:
-    """An endless Grain dataset; element i is the batch of iteration i, [*shape, block_size + 1].
-
-    A window lies within one work. Its first token is the opener of the work's voice or, with
-    probability `voice_dropout`, `<|any|>`; the rest is the work's, NOTHING after its end. Works
-    are drawn by `TokenText.shares`, places within a work alike, but for those within half a
-    window of its ends, which stand for the first and the last window: so its first and last
-    words are read half as often as the rest, those a window further in up to 1.5 times. The same
-    seed and index give the same batch, whatever came before.
-
-    Raises UserError where the text is shorter than one window, or the weights name other voices.
-    """
-    if text.tokens.size <= block_size:
-        raise UserError(
-            f"the training text has {text.tokens.size:,} tokens, fewer than one window of"
-            f" {block_size} + 1; add text or lower --config.model.block_size"
-        )
-    shares, lengths = text.shares(voice_weights), text.lengths
-    latest_start = np.maximum(lengths - block_size, 0)
-    offsets = np.arange(block_size)
-
-    def crop(_: int, rng: np.random.Generator) -> Int[np.ndarray, "*shape time"]:
-        work = rng.choice(len(shares), size=shape, p=shares)
-        middle = (rng.random(shape) * lengths[work]).astype(np.int64)
-        start = np.clip(middle - block_size // 2, 0, latest_start[work])[..., None] + offsets
-        place = (text.ends - lengths)[work][..., None] + start
-        inside = start < lengths[work][..., None]
-        opener = np.where(rng.random(shape) < voice_dropout, text.any_voice, text.openers[work])
-        body = np.where(inside, text.tokens[np.where(inside, place, 0)].astype(np.int32), NOTHING)
-        return np.concatenate([opener[..., None].astype(np.int32), body], axis=-1)
-
-    return grain.MapDataset.range(2**31).seed(seed).random_map(crop)
-
-
-def batch_iterator(batches: grain.MapDataset, first: int) -> grain.DatasetIterator:
-    """Batches from index `first` on, made ahead of time in a thread."""
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    iterator = iter(batches.to_iter_dataset(options))
-    iterator.set_state({"next_index": first})
-    return iterator

@@ -11,15 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.cases import Case, Decode, Model, Prepared, Train, Unable
-from gothic_jax.attention import choose
 from gothic_jax.config import get_config
-from gothic_jax.device import memory_peak, select_device
-from gothic_jax.gpt import init_params
-from gothic_jax.optimizer import init_optimizer, make_optimizer
-from gothic_jax.sampler import Sampler
-from gothic_jax.settings import Sampling
-from gothic_jax.shape import ModelConfig
-from gothic_jax.step import TrainState, make_train_step
+from gothic_jax.machine.device import memory_peak, select_device
+from gothic_jax.model.attention import choose
+from gothic_jax.model.gpt import init_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.training.optimizer import init_optimizer, make_optimizer
+from gothic_jax.training.step import TrainState, make_train_step
+from gothic_jax.writing.sampler import Sampler
+from gothic_jax.writing.settings import Sampling
 
 _SEED = 0
 

@@ -20,15 +20,17 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.cases import Model, Train
 from benchmarks.gothic import prepare, settings
-from gothic_jax import checkpoint, seal, tokenize
-from gothic_jax.files import file_sha256
-from gothic_jax.gpt import init_params
-from gothic_jax.optimizer import init_optimizer, make_optimizer
-from gothic_jax.saver import Saver
-from gothic_jax.shape import ModelConfig
-from gothic_jax.tokenizer import Tokenizer
-from gothic_jax.tokens import load_tokens
-from gothic_jax.windows import batch_iterator, training_batches
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.checkpoints.saver import Saver
+from gothic_jax.commands import tokenize
+from gothic_jax.machine import environment
+from gothic_jax.machine.files import file_sha256
+from gothic_jax.model.gpt import init_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.tokens import load_tokens
+from gothic_jax.text.windows import batch_iterator, training_batches
+from gothic_jax.training.optimizer import init_optimizer, make_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -88,7 +90,7 @@ def _checkpoints(
         tokenizer_sha256=words.sha256,
         train_sha256="0" * 64,
         val_sha256="0" * 64,
-        environment=seal.environment(),
+        environment=environment.facts(),
     )
     run.mkdir()
     saver = Saver(run, [])
@@ -112,7 +114,7 @@ def _checkpoints(
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
             orbax.save(run.resolve() / "orbax", tree, force=True)
 
-    with mock.patch("gothic_jax.manifest.file_sha256", wraps=file_sha256) as hashing:
+    with mock.patch("gothic_jax.machine.manifest.file_sha256", wraps=file_sha256) as hashing:
         until_on_disk = _in_turns(
             {
                 "with hashes": lambda: saved(True),
@@ -196,7 +198,7 @@ def _seconds_to_first_iteration(
     work: Path, vocabulary: Path, train: Train, environment: dict[str, str]
 ) -> float:
     command = [
-        *(sys.executable, "-m", "gothic_jax.train", "--overwrite"),
+        *(sys.executable, "-m", "gothic_jax.commands.train", "--overwrite"),
         *("--config.data_dir", str(SAMPLE), "--config.tokenizer", str(vocabulary)),
         *("--config.model.vocab_size=1024", "--out-dir", str(work / "started")),
         *(f"--config.model.architecture={train.model.architecture}", "--config.log_interval=1"),

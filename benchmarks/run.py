@@ -181,8 +181,8 @@ def _details(
 def _flops_per_token(case: Train) -> int:
     """The package's formula, 6 N + 12 L d T, for every system alike."""
     from benchmarks.gothic import settings
-    from gothic_jax.gpt import abstract_params, flops_per_token
-    from gothic_jax.shape import ModelConfig
+    from gothic_jax.model.gpt import abstract_params, flops_per_token
+    from gothic_jax.model.shape import ModelConfig
 
     shape = ModelConfig(**settings(case).model)
     return flops_per_token(shape, abstract_params(shape))
@@ -191,7 +191,7 @@ def _flops_per_token(case: Train) -> int:
 def _peak_flops() -> float | None:
     import jax
 
-    from gothic_jax.device import peak_flops
+    from gothic_jax.machine.device import peak_flops
 
     return peak_flops(jax.devices()[0])
 

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from gothic_jax.errors import UserError
-from gothic_jax.shape import INTEGER_LIMIT, ModelConfig
-from gothic_jax.texts import PROCESSED, parse_weights
+from gothic_jax.model.shape import INTEGER_LIMIT, ModelConfig
+from gothic_jax.text.voices import parse_weights
+from gothic_jax.text.works import PROCESSED
 
 MAX_FLOAT = 1e38
 """Beyond it a float32 is infinite."""

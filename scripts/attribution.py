@@ -23,14 +23,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from gothic_jax import checkpoint, novelty, seal
-from gothic_jax.cli import ArgumentParser, command
-from gothic_jax.device import select_device
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
-from gothic_jax.novelty import PASSAGE_WORDS, cut_passages, find_words, summarise
-from gothic_jax.settings import Sampling, Settings
-from gothic_jax.texts import find_text, read_text, split_works
-from gothic_jax.writer import Writer
+from gothic_jax.machine import environment
+from gothic_jax.machine.device import select_device
+from gothic_jax.measuring import novelty
+from gothic_jax.measuring.novelty import PASSAGE_WORDS, cut_passages, find_words, summarise
+from gothic_jax.text.works import find_text, read_text, split_works
+from gothic_jax.writing.settings import Sampling, Settings
+from gothic_jax.writing.writer import Writer
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROMPTS = ("The", "It was", "There is", "In the", "When I", "He had", "And so", "One evening")
@@ -208,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
     report: dict[str, Any] = {
         "command": " ".join(["scripts/attribution.py", *argv]),
         "checkpoint": str(location),
-        "versions": seal.environment(),
+        "versions": environment.facts(),
         "voices": [first, second],
         "passage_words": arguments.words,
         "works_left_out": leaving_works_out(known, arguments.folds),

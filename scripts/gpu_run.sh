@@ -14,13 +14,13 @@ python -m benchmarks.run --device cuda --output "$results/benchmark.json" 2>&1 |
     tee "$results/benchmark.txt" || true
 python -m gothic_jax.train --out-dir checkpoints/gpu --overwrite "$@" 2>&1 |
     tee "$results/train.txt"
-python -m gothic_jax.evaluate --checkpoint checkpoints/gpu/best \
+python -m gothic_jax.commands.evaluate --checkpoint checkpoints/gpu/best \
     --file data/processed/mixed_val.txt --json > "$results/eval.json"
 for voice in wilde lovecraft; do
-    python -m gothic_jax.chat --checkpoint checkpoints/gpu/best --voice "$voice" \
+    python -m gothic_jax.commands.chat --checkpoint checkpoints/gpu/best --voice "$voice" \
         --num-samples 4 --max-tokens 200 --seed 1
 done > "$results/samples.txt"
-python -m gothic_jax.novelty --file mixed_train.txt
+python -m gothic_jax.commands.index --file mixed_train.txt
 python scripts/attribution.py checkpoints/gpu/best --output "$results/attribution.json" 2>&1 |
     tee "$results/attribution.txt" || true
 cp checkpoints/gpu/logs/events.* "$results/"

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from gothic_jax import checkpoint, train
-from gothic_jax.shape import ModelConfig
-from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.commands import train
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.text.tokenizer import Tokenizer
 
 WITTY = (
     "To be punctual is to admit that one has nothing better to do, said the duchess; and the "
@@ -95,11 +96,11 @@ class Workplace:
 def process(
     module: str, arguments: list[str], cwd: Path, **environment: str
 ) -> subprocess.Popen[str]:
-    """`python -m gothic_jax.MODULE` as a user runs it: one device, no test settings."""
+    """`python -m gothic_jax.commands.MODULE` as a user runs it: one device, no test settings."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     clean["GLIBC_TUNABLES"] = ""  # no second start for huge pages, which so small a run lacks
     return subprocess.Popen(
-        [sys.executable, "-m", f"gothic_jax.{module}", *arguments],
+        [sys.executable, "-m", f"gothic_jax.commands.{module}", *arguments],
         cwd=cwd,
         env=clean | environment,
         stdout=subprocess.PIPE,

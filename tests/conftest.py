@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
 
 ROOT = Path(__file__).resolve().parent.parent

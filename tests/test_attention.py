@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax.attention import (
+from gothic_jax.model.attention import (
     Implementation,
     KVCache,
     cached_attention,

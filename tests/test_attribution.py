@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gothic_jax.novelty import build
+from gothic_jax.measuring.novelty import build
 from tests.common import Workplace
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "attribution.py"))

@@ -73,7 +73,7 @@ def test_the_pytorch_peer_has_as_many_parameters(architecture: str) -> None:
 
     from benchmarks import pytorch
     from benchmarks.gothic import _model
-    from gothic_jax.gpt import abstract_params, parameter_count
+    from gothic_jax.model.gpt import abstract_params, parameter_count
 
     shape = Model(architecture)  # type: ignore[arg-type]
     theirs = sum(p.numel() for p in pytorch.build(torch, shape).parameters())

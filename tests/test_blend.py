@@ -2,9 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gothic_jax.blend import complete, describe
 from gothic_jax.errors import UserError
-from gothic_jax.texts import parse_weights
+from gothic_jax.text.voices import complete, describe, parse_weights
 
 VOICES = ["lovecraft", "wilde"]
 

@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax import conversation as conversation_module
-from gothic_jax import evaluate, novelty
-from gothic_jax.chat import main
-from gothic_jax.checkpoint import Checkpoint, locate
-from gothic_jax.conversation import Chat, change, converse
-from gothic_jax.device import select_device
+from gothic_jax.checkpoints.checkpoint import Checkpoint, locate
+from gothic_jax.commands import conversation as conversation_module
+from gothic_jax.commands import evaluate
+from gothic_jax.commands.chat import main
+from gothic_jax.commands.conversation import Chat, change, converse
+from gothic_jax.commands.tokenize import main as tokenize_main
 from gothic_jax.errors import UserError
-from gothic_jax.sampler import Sampler
-from gothic_jax.settings import Sampling, Settings
-from gothic_jax.tokenize import main as tokenize_main
-from gothic_jax.tokenizer import Tokenizer
-from gothic_jax.writer import Ending, Piece, Writer
+from gothic_jax.machine.device import select_device
+from gothic_jax.measuring import novelty
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.writing.sampler import Sampler
+from gothic_jax.writing.settings import Sampling, Settings
+from gothic_jax.writing.writer import Ending, Piece, Writer
 from tests.common import DARK, Workplace
 
 SETTINGS = Settings(Sampling(), max_tokens=20, blend={}, seed=5)
@@ -379,7 +380,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
     # A shell starts what it puts in the background with Ctrl-C ignored; a terminal does not.
     start = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from gothic_jax.chat import main; sys.exit(main())"
+        "from gothic_jax.commands.chat import main; sys.exit(main())"
     )
     program = subprocess.Popen(
         [sys.executable, "-c", start, "--checkpoint", str(trained_once.out_dir),

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gothic_jax import chat, checkpoint, evaluate, saver, seal, train
-from gothic_jax.checkpoint import Checkpoint
+from gothic_jax.checkpoints import checkpoint, saver
+from gothic_jax.checkpoints.checkpoint import Checkpoint
+from gothic_jax.commands import chat, evaluate, train
 from gothic_jax.errors import UserError
-from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.machine import environment
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.works import split_works
 from tests.common import TEXT, Workplace
 
 
@@ -76,7 +78,7 @@ def test_overwriting_spares_the_old_run_until_the_new_one_is_sure_to_begin(
 ) -> None:
     failing(trained, capsys, "--overwrite", batch_size=-1)
     with monkeypatch.context() as context:
-        context.setattr("gothic_jax.loop.make_train_step", None)
+        context.setattr("gothic_jax.training.loop.make_train_step", None)
         with pytest.raises(TypeError):
             trained.train("--overwrite")
     assert checkpoint.iterations(trained.out_dir) == [3, 6]
@@ -240,10 +242,10 @@ def test_checkpoints_between_evaluations_come_by_iterations_and_by_minutes(
 def test_resuming_elsewhere_is_told_by_name(
     trained: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = seal.environment()
+    here = environment.facts()
     other = here | {"threads": "96", "jaxlib": "9.9"}
-    monkeypatch.setattr(seal, "environment", lambda: other)
-    monkeypatch.setattr(seal, "versions", lambda names: {name: other[name] for name in names})
+    monkeypatch.setattr(environment, "facts", lambda: other)
+    monkeypatch.setattr(environment, "versions", lambda names: {n: other[n] for n in names})
     assert trained.train("--resume", max_iters=7) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gothic_jax.cleaning import clean, clean_plain, decode, double_quotes, words
+from gothic_jax.text.cleaning import clean, clean_plain, decode, double_quotes, words
 
 WRAPPED = """The fog came down upon the harbour in the evening, and with it came a
 sound that none of the fishermen had heard before, and none of them would

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gothic_jax.errors import UserError
-from gothic_jax.files import write_atomically
+from gothic_jax.machine.files import write_atomically
 
 ECHO = """
-from gothic_jax.cli import command
+from gothic_jax.commands.cli import command
 from gothic_jax.errors import UserError
 
 @command("echo")

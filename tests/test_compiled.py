@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.compiled import delete_broken
+from gothic_jax.machine.compiled import delete_broken
 
 PROGRAM = """
 import time, warnings
 warnings.simplefilter("error")
 import jax, jax.numpy as jnp
-from gothic_jax import compiled
+from gothic_jax.machine import compiled
 compiled.MAX_BYTES = {limit}
 compiled.cache_compiled_programs()
 hits = []

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax import checkpoint, train
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.commands import train
 from gothic_jax.config import changed_by, get_config, load_config, parse_overrides, validate
-from gothic_jax.shape import ModelConfig
+from gothic_jax.model.shape import ModelConfig
 from tests.common import Workplace
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -215,7 +216,7 @@ def test_out_of_memory_names_the_batch(
     def exhausted(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    for place in ("gothic_jax.run.init_params", "gothic_jax.loop.Loop.go"):
+    for place in ("gothic_jax.training.run.init_params", "gothic_jax.training.loop.Loop.go"):
         with monkeypatch.context() as context:
             context.setattr(place, exhausted)
             assert workplace.train() == 2
@@ -231,6 +232,6 @@ def test_a_bug_of_ours_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gothic_jax.loop.Loop.go", broken)
+    monkeypatch.setattr("gothic_jax.training.loop.Loop.go", broken)
     with pytest.raises(ZeroDivisionError):
         workplace.train()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax import corpus
-from gothic_jax.corpus import Work, load_manifest
-from gothic_jax.data import main
+from gothic_jax.commands.data import main
+from gothic_jax.text import corpus
+from gothic_jax.text.corpus import Work, load_manifest
 
 Run = Callable[..., int]
 
@@ -348,10 +348,10 @@ def test_a_failure_while_writing_leaves_the_earlier_files(
 
 
 def test_help_does_not_wait_for_slow_imports(small: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "gothic_jax.data", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "gothic_jax.commands.data", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "gothic_jax.cli" in imported
+    assert "gothic_jax.commands.cli" in imported
     assert not imported & {"rich", "http.client", "unicodedata", "numpy", "jax"}
 
 

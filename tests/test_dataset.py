@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from gothic_jax.errors import UserError
-from gothic_jax.ops import NOTHING
-from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import Tokenizer
-from gothic_jax.tokens import TokenText, load_tokens
-from gothic_jax.windows import batch_iterator, training_batches
+from gothic_jax.model.ops import NOTHING
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.tokens import TokenText, load_tokens
+from gothic_jax.text.windows import batch_iterator, training_batches
+from gothic_jax.text.works import split_works
 from tests.common import TEXT
 
 
@@ -127,7 +127,7 @@ def test_tokens_are_cached_and_made_anew_for_another_text_or_tokenizer(
     first = load_tokens(path, tokenizer)
     (cache,) = (tmp_path / ".tokens").iterdir()
     with monkeypatch.context() as context:
-        context.setattr("gothic_jax.tokens._encode", None)  # the cache must do
+        context.setattr("gothic_jax.text.tokens._encode", None)  # the cache must do
         np.testing.assert_array_equal(load_tokens(path, tokenizer).tokens, first.tokens)
     cache.write_bytes(cache.read_bytes()[:50])  # damaged: made anew
     np.testing.assert_array_equal(load_tokens(path, tokenizer).tokens, first.tokens)

@@ -5,8 +5,8 @@ from unittest.mock import Mock
 import jax
 import pytest
 
-from gothic_jax.device import refuse_beyond_memory
 from gothic_jax.errors import UserError
+from gothic_jax.machine.device import refuse_beyond_memory
 
 
 def test_only_what_lives_in_the_machines_memory_is_compared_with_it() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
-from gothic_jax import download
-from gothic_jax.download import Item, fetch, is_complete
 from gothic_jax.errors import UserError
+from gothic_jax.text import download
+from gothic_jax.text.download import Item, fetch, is_complete
 
 CONTENT = bytes(range(256)) * 1000
 NO_PAUSE = 0.001  # seconds

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gothic_jax import evaluate
+from gothic_jax.commands import evaluate
 from gothic_jax.errors import UserError
-from gothic_jax.gpt import graph, init_params
-from gothic_jax.scoring import Evaluator, Score, cut_windows, loss_function
-from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import Tokenizer
-from gothic_jax.tokens import TokenText, load_tokens
+from gothic_jax.measuring.scoring import Evaluator, Score, cut_windows, loss_function
+from gothic_jax.model.gpt import graph, init_params
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.tokens import TokenText, load_tokens
+from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
 
 

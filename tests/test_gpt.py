@@ -10,7 +10,7 @@ from flax import nnx
 from reference.weights import CONFIG, reference_tokens, reference_weights
 
 from gothic_jax.errors import UserError
-from gothic_jax.gpt import (
+from gothic_jax.model.gpt import (
     GPT,
     Params,
     empty_caches,
@@ -20,8 +20,8 @@ from gothic_jax.gpt import (
     parameter_count,
     streamed_params,
 )
-from gothic_jax.ops import _row_sums_by_product, _row_sums_by_scatter, token_losses
-from gothic_jax.shape import ModelConfig
+from gothic_jax.model.ops import _row_sums_by_product, _row_sums_by_scatter, token_losses
+from gothic_jax.model.shape import ModelConfig
 from tests.common import TINY
 
 REFERENCE = Path(__file__).parent / "reference"

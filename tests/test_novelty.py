@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydivsufsort import divsufsort
 
-from gothic_jax import chat, data, evaluate, novelty
-from gothic_jax import index as index_command
+from gothic_jax.commands import chat, data, evaluate
+from gothic_jax.commands import index as index_command
 from gothic_jax.errors import UserError
-from gothic_jax.files import sha256
-from gothic_jax.novelty import Index
-from gothic_jax.texts import read_text
+from gothic_jax.machine.files import sha256
+from gothic_jax.measuring import novelty
+from gothic_jax.measuring.novelty import Index
+from gothic_jax.text.works import read_text
 from tests.common import DARK, TEXT, Workplace
 from tests.torture.world import points
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax import chat, evaluate, train
-from gothic_jax.checkpoint import locate
+from gothic_jax.checkpoints.checkpoint import locate
+from gothic_jax.commands import chat, evaluate, train
 
 ARCHIVE = Path(__file__).parent / "reference" / "run-0.1.0.tar.gz"
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax.ops import (
+from gothic_jax.model.ops import (
     matmul,
     matmul_first_transposed,
     matmul_transposed,

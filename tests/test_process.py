@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from gothic_jax.errors import UserError
-from gothic_jax.process import Interrupted, StopSignal, exclusive
+from gothic_jax.machine.process import Interrupted, StopSignal, exclusive
 
 PROGRAM = """
 import os, sys
-from gothic_jax.process import use_huge_pages
+from gothic_jax.machine.process import use_huge_pages
 use_huge_pages()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 """

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gothic_jax.chat import main
-from gothic_jax.conversation import rank
-from gothic_jax.novelty import Novelty, build
+from gothic_jax.commands.chat import main
+from gothic_jax.commands.conversation import rank
+from gothic_jax.measuring.novelty import Novelty, build
 from tests.common import Workplace
 
 

@@ -1,6 +1,6 @@
 """Paragraphs repeated within train, and held-out works that share text with train."""
 
-from gothic_jax.repeats import Text, drop_repeats, find_overlaps
+from gothic_jax.text.repeats import Text, drop_repeats, find_overlaps
 from tests.test_corpus import prose
 
 

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from gothic_jax import checkpoint
-from gothic_jax.checkpoint import Checkpoint
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.config import get_config
-from gothic_jax.gpt import Params, init_params
-from gothic_jax.optimizer import init_optimizer, make_optimizer
-from gothic_jax.scoring import Evaluator, LossFunction
-from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.measuring.scoring import Evaluator, LossFunction
+from gothic_jax.model.gpt import Params, init_params
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.training.optimizer import init_optimizer, make_optimizer
 from tests.common import Workplace, process, run, wait_for
 
 SETTINGS = {"max_iters": 24, "eval_interval": 4, "compute_dtype": "bfloat16"}

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from gothic_jax.errors import UserError
-from gothic_jax.gpt import Params, graph, init_params
-from gothic_jax.sampler import (
+from gothic_jax.model.gpt import Params, graph, init_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.writing.sampler import (
     DECODE_CHUNK,
     Sampler,
     Sampling,
@@ -20,7 +21,6 @@ from gothic_jax.sampler import (
     filter_logits,
     keep_window,
 )
-from gothic_jax.shape import ModelConfig
 from tests.common import TINY
 
 GREEDY = Sampling(temperature=0.0)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gothic_jax import evaluate
+from gothic_jax.commands import evaluate
 from gothic_jax.errors import UserError
-from gothic_jax.style import Lean, Meter, _sentence_edges, together
-from gothic_jax.texts import Work
-from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.measuring.style import Lean, Meter, _sentence_edges, together
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.works import Work
 from tests.common import TINY, Workplace
 
 

@@ -6,12 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gothic_jax.commands.tokenize import main
 from gothic_jax.errors import UserError
-from gothic_jax.texts import END_OF_TEXT, Work, split_works
-from gothic_jax.tokenize import main
-from gothic_jax.tokenizer import (
-    Tokenizer,
-)
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.works import END_OF_TEXT, Work, split_works
 from tests.common import TEXT
 
 SHARED = Tokenizer.train(split_works(TEXT), 320, 2)
@@ -148,7 +146,7 @@ def test_the_real_corpus_takes_under_ten_seconds(mirror: Path) -> None:
 def test_a_long_text_has_the_same_tokens_in_pieces_as_whole(text: str) -> None:
     whole = SHARED.encode(text).tolist()
     with pytest.MonkeyPatch.context() as context:
-        context.setattr("gothic_jax.tokenizer.PIECE", 24)
+        context.setattr("gothic_jax.text.tokenizer.PIECE", 24)
         try:
             parted = SHARED.encode(text)
         except UserError:  # there is no place to cut, which is another test's

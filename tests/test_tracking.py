@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.record_writer import RecordWriter
 
-from gothic_jax.tracking import EventLog
+from gothic_jax.training.tracking import EventLog
 from tests.torture.world import points
 
 

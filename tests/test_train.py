@@ -11,18 +11,18 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from gothic_jax import chat
+from gothic_jax.commands import chat
 from gothic_jax.config import get_config
-from gothic_jax.gpt import Params, graph, init_params
-from gothic_jax.ops import NOTHING, token_losses
-from gothic_jax.optimizer import (
+from gothic_jax.model.gpt import Params, graph, init_params
+from gothic_jax.model.ops import NOTHING, token_losses
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.training.optimizer import (
     apply_gradient_sum,
     init_optimizer,
     learning_rate_schedule,
     make_optimizer,
 )
-from gothic_jax.shape import ModelConfig
-from gothic_jax.step import Metrics, TrainState, data_mesh, make_train_step
+from gothic_jax.training.step import Metrics, TrainState, data_mesh, make_train_step
 from tests.common import SETTINGS, TINY, Workplace
 
 

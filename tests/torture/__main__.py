@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 
-from gothic_jax.texts import split_works
-from gothic_jax.tokenizer import Tokenizer
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
 from tests.torture import damage, inputs, kills, numbers
 from tests.torture.world import Figure, faults_library

@@ -18,10 +18,11 @@ from typing import Any
 
 import tensorstore
 
-from gothic_jax import checkpoint, manifest
-from gothic_jax.checkpoint import Checkpoint
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
-from gothic_jax.files import sha256
+from gothic_jax.machine import manifest
+from gothic_jax.machine.files import sha256
 from tests.common import Workplace, process
 from tests.torture.world import (
     Figure,
@@ -309,7 +310,7 @@ def _size_limit(workplace: Workplace) -> list[str]:
     """A file-size limit below that of the arrays: nothing can ever be saved."""
     out_dir = workplace.root / "limited"
     arguments = workplace.arguments(out_dir=out_dir, max_iters=12, eval_interval=4)
-    command = [sys.executable, "-m", "gothic_jax.train", *arguments]
+    command = [sys.executable, "-m", "gothic_jax.commands.train", *arguments]
     done = subprocess.run(
         limited("RLIMIT_FSIZE", 60_000, command),
         cwd=workplace.root,
@@ -353,7 +354,7 @@ def hostile_folders(workplace: Workplace, every: int) -> Figure:
         opened = secret.stat().st_atime_ns
         started = time.monotonic()
         command = ["--max-tokens", "4", "--seed", "1", "--checkpoint", str(run)]
-        chat = [sys.executable, "-m", "gothic_jax.chat", *command]
+        chat = [sys.executable, "-m", "gothic_jax.commands.chat", *command]
         result = subprocess.run(
             limited("RLIMIT_DATA", 8 << 30, chat),
             cwd=root,

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gothic_jax import train
+from gothic_jax.commands import train
 from gothic_jax.config import changed_by, get_config, parse_overrides, validate
 from gothic_jax.errors import UserError
-from gothic_jax.texts import read_text, split_works
-from gothic_jax.tokenizer import Tokenizer
-from gothic_jax.tokens import encode_text
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.tokens import encode_text
+from gothic_jax.text.works import read_text, split_works
 from tests.common import TEXT, Workplace
 from tests.torture.world import Figure, in_lanes, limited
 
@@ -138,7 +138,7 @@ def tokenizers(workplace: Workplace, count: int) -> Figure:
         bomb = workplace.root / f"bomb-{index}.json"
         bomb.write_bytes(content)
         command = [
-            *(sys.executable, "-m", "gothic_jax.train", "--tokenizer", str(bomb)),
+            *(sys.executable, "-m", "gothic_jax.commands.train", "--tokenizer", str(bomb)),
             *("--data-dir", str(workplace.root), "--out-dir", str(workplace.root / f"o{index}")),
         ]
         try:
@@ -289,8 +289,8 @@ def _long_texts(workplace: Workplace) -> list[str]:
         program = (
             "import sys; from pathlib import Path\n"
             "from gothic_jax.errors import UserError\n"
-            "from gothic_jax.tokens import encode_text\n"
-            "from gothic_jax.tokenizer import Tokenizer\n"
+            "from gothic_jax.text.tokens import encode_text\n"
+            "from gothic_jax.text.tokenizer import Tokenizer\n"
             "try: encode_text(Path(sys.argv[1]), Tokenizer.load(Path(sys.argv[2])))\n"
             "except UserError: sys.exit(2)\n"
         )

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from gothic_jax import checkpoint
+from gothic_jax.checkpoints import checkpoint
 from tests.common import Workplace
 from tests.torture.world import (
     LANES,

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gothic_jax import checkpoint
-from gothic_jax.checkpoint import Checkpoint
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.config import get_config
-from gothic_jax.gpt import init_params
-from gothic_jax.optimizer import init_optimizer, make_optimizer
-from gothic_jax.shape import ModelConfig
-from gothic_jax.step import TrainState, make_train_step
-from gothic_jax.tokenizer import Tokenizer
-from gothic_jax.tokens import load_tokens
-from gothic_jax.windows import batch_iterator, training_batches
+from gothic_jax.model.gpt import init_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.tokens import load_tokens
+from gothic_jax.text.windows import batch_iterator, training_batches
+from gothic_jax.training.optimizer import init_optimizer, make_optimizer
+from gothic_jax.training.step import TrainState, make_train_step
 from tests.common import SETTINGS as TINY_SETTINGS
 from tests.common import Workplace
 from tests.torture.world import Figure, Life, arrays, figures, in_lanes, points, whole_state

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from gothic_jax import checkpoint
-from gothic_jax.checkpoint import Checkpoint
+from gothic_jax.checkpoints import checkpoint
+from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.config import get_config
-from gothic_jax.gpt import init_params
-from gothic_jax.optimizer import init_optimizer, make_optimizer
+from gothic_jax.model.gpt import init_params
+from gothic_jax.training.optimizer import init_optimizer, make_optimizer
 from tests.common import Workplace, process
 
 LANES = 2

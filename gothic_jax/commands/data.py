@@ -1,0 +1,149 @@
+"""`gothic-data`: downloads the texts of each voice, cleans and splits them, checks for leaks."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gothic_jax.commands.cli import ArgumentParser, command
+from gothic_jax.errors import UserError
+from gothic_jax.text.voices import RESERVED_VOICES, VOICE_NAME
+
+
+@command("gothic-data")
+def main(argv: Sequence[str]) -> None:
+    """Writes the texts of each voice and split, and a report about them."""
+    args = _parser().parse_args(argv)
+    # Slow imports, for which --help and mistyped options should not wait.
+    from gothic_jax.text import corpus, repeats
+    from gothic_jax.text.download import fetch
+
+    manifest = corpus.load_manifest()
+    splits = _chosen(args.splits, corpus.SPLITS, "split", "--splits")
+    known = tuple(dict.fromkeys(work.voice for work in manifest))
+    voices = () if args.voices == "none" else _chosen(args.voices, known, "voice", "--voices")
+    own = args.add or []
+    _check_voices(voices, own)
+
+    works = [work for work in manifest if work.voice in voices and work.split in splits]
+    texts = [text for name, glob in own for text in corpus.own_texts(name, glob)]
+    raw = args.data_dir / "raw"
+    fetch(corpus.items(works, args.mirror, raw), args.jobs)
+    texts = [corpus.read_work(work, raw) for work in works] + [
+        text for text in texts if text.split in splits
+    ]
+    if not texts:
+        raise UserError(f"--splits {args.splits} leaves no texts; name more splits or voices")
+
+    dropped: list[repeats.Repeats] = []
+    if not args.keep_duplicates:
+        texts, dropped = repeats.drop_repeats(texts)
+    overlaps = repeats.find_overlaps(texts)
+    if not args.allow_leaks:
+        repeats.refuse_leaks(overlaps)
+    report = corpus.report(texts, dropped, overlaps)
+    corpus.write_corpus(args.data_dir / "processed", texts, report)
+    _print_summary(report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        prog="gothic-data",
+        description="Downloads the texts of each voice, cleans them and writes one file per voice "
+        "and split to DATA_DIR/processed, with a report.",
+    )
+    add = parser.add_argument
+    add("--mirror", metavar="DIR_OR_URL", help="take the texts from here, as VOICE/NAME.txt")
+    add("--splits", default="train,val,test", help="splits to write, separated by commas")
+    add("--voices", default="wilde,lovecraft", help="voices to download, or `none`")
+    add(
+        "--add",
+        metavar="NAME=GLOB",
+        action="append",
+        type=parse_add,
+        help="one more voice, from your own text files (may be given several times)",
+    )
+    add("--data-dir", type=Path, default=Path("data"), help="folder of raw/ and processed/")
+    add("--jobs", type=positive_int, default=8, help="parallel downloads")
+    add("--keep-duplicates", action="store_true", help="keep paragraphs that occur in two works")
+    add("--allow-leaks", action="store_true", help="do not stop if held-out text occurs in train")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """An int of 1 or more; raises ValueError, which argparse reports."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def parse_add(text: str) -> tuple[str, str]:
+    """The voice and the pattern of `NAME=GLOB`. Raises UserError."""
+    voice, equals, pattern = text.partition("=")
+    if not equals or not pattern or not VOICE_NAME.fullmatch(voice):
+        raise UserError(
+            f"--add {text}: write NAME=GLOB, such as poe='texts/poe/*.txt'; NAME consists of "
+            "lower-case letters, digits, - and _"
+        )
+    if voice in RESERVED_VOICES:
+        raise UserError(f"--add {text}: the name {voice} is reserved; choose another")
+    return voice, pattern
+
+
+def _chosen(text: str, known: Sequence[str], noun: str, flag: str) -> tuple[str, ...]:
+    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise UserError(
+            f"{flag} {text}: unknown {noun} {', '.join(unknown) or '(none named)'}; "
+            f"choose among {', '.join(known)}"
+        )
+    return tuple(name for name in known if name in chosen)
+
+
+def _check_voices(voices: Sequence[str], own: Sequence[tuple[str, str]]) -> None:
+    seen = set(voices)
+    for voice, pattern in own:
+        if voice in seen:
+            raise UserError(
+                f"--add {voice}={pattern}: the voice {voice} exists already; choose another name "
+                "(or leave that voice out with --voices)"
+            )
+        seen.add(voice)
+    if not seen:
+        raise UserError("--voices none leaves no texts; add your own with --add NAME=GLOB")
+
+
+def _print_summary(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gothic_jax.text.corpus import SPLITS
+
+    table = Table("voice", "split", box=None)
+    for unit in ("works", "words", "bytes"):
+        table.add_column(unit, justify="right")
+    for voice, splits in report["counts"].items():
+        for split in SPLITS:
+            if split in splits:
+                table.add_row(voice, split, *(f"{n:,}" for n in splits[split].values()))
+    console = Console(highlight=False)
+    console.print(table)
+    dropped, overlap = report["duplicates"], report["overlap"]
+    console.print(
+        f"Dropped {dropped['paragraphs']:,} repeated paragraphs of train "
+        f"({dropped['words']:,} words)."
+    )
+    console.print(
+        f"{overlap['in_train']:,} of {overlap['sequences']:,} held-out "
+        f"{overlap['ngram_words']}-word sequences occur in train."
+    )
+    for work in overlap["works"]:
+        if work["in_train"]:
+            console.print(f"  {work['share']:.2%} of {work['file']}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The GPT. No files, no text, no flags."""

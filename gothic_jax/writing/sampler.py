@@ -1,0 +1,287 @@
+"""Writing with a KV cache: jitted prefill and decoding, and the filters of the next token."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from gothic_jax.machine.device import default_device
+from gothic_jax.model.attention import KVCache
+from gothic_jax.model.gpt import GPT, Params, empty_caches, graph, streamed_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.writing.settings import Sampling
+
+PREFILL_CHUNK = 64
+"""Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
+PREFILL_ROWS = 512
+"""Tokens of all streams in such a call: many streams take shorter chunks, and less padding."""
+CACHE_POSITIONS = 1024
+"""Positions of all streams in the shortest caches: attention reads whole caches."""
+DECODE_CHUNK = 16
+"""Tokens written a call: few enough to read along, enough to hide the calls' own cost."""
+
+
+class _Filter(NamedTuple):
+    """`Sampling` as arrays, so that other numbers need no new program."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+
+
+class _Manner(NamedTuple):
+    """How the tokens of a call are drawn."""
+
+    keys: Key[Array, " text"]
+    settings: _Filter
+    weights: Float[Array, " voice"]
+
+
+def filter_logits(
+    logits: Float[Array, "batch candidate"],
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+) -> Float[Array, "batch candidate"]:
+    """Tempered logits, -inf where top-k or top-p leaves a token out.
+
+    The candidates stand in falling order. The order of the filters is that of Transformers:
+    temperature, top-k, then top-p, which keeps the token that crosses p (arXiv 1904.09751).
+    """
+    tempered = logits / jnp.maximum(temperature, 1e-6)
+    rank = jnp.arange(logits.shape[-1])
+    tempered = jnp.where(rank < top_k, tempered, -jnp.inf)
+    probabilities = jax.nn.softmax(tempered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    keep: Bool[Array, "batch candidate"] = (before < top_p) | (rank == 0)
+    return jnp.where(keep, tempered, -jnp.inf)
+
+
+def blend_logits(
+    logits: Float[Array, "row vocab"], weights: Float[Array, " voice"]
+) -> Float[Array, "text vocab"]:
+    """For each text the sum over its voices of weight times log-probability, up to a constant.
+
+    A text has `weights.size` rows, one a voice. With weights of 0 to 1 that add up to 1 it is
+    the voices' geometric mean; beyond, the contrast of DExperts (arXiv 2105.03023).
+    """
+    if weights.size == 1:  # its weight is 1, as that of all voices together
+        return logits
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+    by_text = log_probabilities.reshape(-1, weights.size, logits.shape[1])
+    return jnp.sum(weights[:, None] * by_text, axis=1)
+
+
+def draw(
+    logits: Float[Array, "batch vocab"],
+    keys: Key[Array, " batch"],
+    settings: _Filter,
+    candidates: int,
+) -> Int[Array, " batch"]:
+    """One token a row, drawn with that row's key from its `candidates` likeliest."""
+    top, indices = jax.lax.top_k(logits, candidates)
+    filtered = filter_logits(top, *settings)
+    choice = jax.vmap(jax.random.categorical)(keys, filtered)
+    choice = jnp.where(settings.temperature == 0, 0, choice)
+    return jnp.take_along_axis(indices, choice[:, None], axis=1)[:, 0]
+
+
+def _candidates(top_k: int, vocab_size: int) -> int:
+    """The least power of two that holds top_k, from 64 on; the whole vocabulary where it is off.
+
+    Only this number is compiled in, so that few values of top-k need a new program.
+    """
+    if not 0 < top_k < vocab_size:
+        return vocab_size
+    return min(max(64, 1 << (top_k - 1).bit_length()), vocab_size)
+
+
+class Sampler:
+    """A model ready to write. Its programs are compiled at first use and then kept.
+
+    `dtype` is that of weights and activations: decoding takes as long as the weights take to
+    stream through memory.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16) -> None:
+        self.config = config
+        self._dtype = dtype
+        self._graph: nnx.GraphDef[GPT] = graph(config, dtype, streamed=True)
+        self._laid_out: tuple[Params, Params] | None = None
+        self._prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
+        self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))
+
+    def _prefill_chunk(
+        self,
+        params: Params,
+        caches: list[KVCache],
+        tokens: Int[Array, "batch chunk"],
+        start: Int[Array, ""],
+    ) -> list[KVCache]:
+        model = nnx.merge(self._graph, params)
+        recent = self._empty_caches(*tokens.shape)
+        return _write(caches, model.extend(tokens, caches, start, recent, 0)[1], start)
+
+    def _decode_chunk(
+        self,
+        params: Params,
+        caches: list[KVCache],
+        last: Int[Array, " row"],
+        start: Int[Array, ""],
+        written: Int[Array, ""],
+        manner: _Manner,
+        candidates: int,
+    ) -> tuple[list[KVCache], Int[Array, " row"], Int[Array, "text chunk"]]:
+        model = nnx.merge(self._graph, params)
+        keys, settings, weights = manner
+        voices = weights.size
+
+        def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Array]:
+            recent, last = carry
+            hidden, recent = model.extend(last[:, None], caches, start, recent, i)
+            logits = blend_logits(model.logits(hidden[:, 0]), weights)
+            step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, written + i)
+            token = draw(logits, step_keys, settings, candidates)
+            return (recent, jnp.repeat(token, voices)), token
+
+        nothing = self._empty_caches(len(last), DECODE_CHUNK)
+        (recent, last), tokens = jax.lax.scan(step, (nothing, last), jnp.arange(DECODE_CHUNK))
+        return _write(caches, recent, start), last, tokens.T
+
+    def _cache_length(self, past: int, batch: int) -> int:
+        """The least of 128, 256, 512, ... or the block that holds the past, and a chunk more.
+
+        Attention reads the whole cache. Each length is a program of its own, so that there are
+        few, and what short texts need is all that they compile. Many streams, whose caches take
+        longer to read than a program to compile, begin with 64 or 32.
+        """
+        block = -(-self.config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
+        shortest = _halved(128, batch, CACHE_POSITIONS, least=32)
+        return min(max(shortest, 1 << (max(past, 1) - 1).bit_length()), block) + DECODE_CHUNK
+
+    def _grown(self, caches: list[KVCache], past: int) -> list[KVCache]:
+        """The caches, longer if they have no room for a chunk after `past` positions."""
+        batch, _, length, _ = caches[0].keys.shape
+        more = self._cache_length(past, batch) - length
+        if more <= 0:
+            return caches
+        padding = ((0, 0), (0, 0), (0, more), (0, 0))
+        return [KVCache(*(jnp.pad(part, padding) for part in cache)) for cache in caches]
+
+    def _empty_caches(self, batch: int, length: int) -> list[KVCache]:
+        return empty_caches(self.config, batch, length, _cache_dtype(self._dtype))
+
+    def _params(self, params: Params) -> Params:
+        """`params` laid out for decoding, once for as long as they stay the same."""
+        if self._laid_out is None or self._laid_out[0] is not params:
+            self._laid_out = params, streamed_params(params, self._dtype)
+        return self._laid_out[1]
+
+    def stream(
+        self,
+        params: Params,
+        prompt: Int[np.ndarray, "row time"],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+        weights: Sequence[float] = (1.0,),
+    ) -> Iterator[Int[np.ndarray, "text chunk"]]:
+        """Yields what is written, some tokens at a time, `max_tokens` a text in all.
+
+        A text has a row for each of the `weights`, which add up to 1, one row after the other:
+        prompts that differ in their openers, whose next-token distributions are blended.
+        All prompts are of one length; the first token of each is its opener. Text i of a seed
+        draws the same numbers however many texts there are. A prompt longer than the block
+        keeps its opener and its last tokens. Past the block a window slides: the opener and the
+        last half block are read anew.
+        """
+        sampling.validate()
+        block = self.config.block_size
+        voices = len(weights)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+            jax.random.key(seed), jnp.arange(len(prompt) // voices)
+        )
+        settings = _Filter(
+            jnp.float32(sampling.temperature),
+            jnp.int32(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size)),
+            jnp.float32(sampling.top_p),
+        )
+        manner = _Manner(keys, settings, jnp.asarray(weights, jnp.float32))
+        candidates = _candidates(sampling.top_k, self.config.vocab_size)
+        params = self._params(params)
+        context = keep_window(prompt, block)
+        written = 0
+        while written < max_tokens:
+            caches, position = self._read(params, context)
+            last = jnp.asarray(context[:, -1])
+            pieces: list[np.ndarray] = []
+            budget = min(block - position, max_tokens - written)
+            unread = None
+            for done in range(0, budget, DECODE_CHUNK):
+                caches = self._grown(caches, position + done)
+                caches, last, chunk = self._decode(
+                    params,
+                    caches,
+                    last,
+                    jnp.int32(position + done),
+                    jnp.int32(written + done),
+                    manner,
+                    candidates,
+                )
+                # The device already works on this chunk while the one before it is read.
+                if unread is not None:
+                    pieces.append(np.asarray(unread))
+                    yield pieces[-1]
+                unread = chunk
+            missing = budget - sum(piece.shape[1] for piece in pieces)
+            pieces.append(np.asarray(unread)[:, :missing])
+            yield pieces[-1]
+            written += budget
+            new = np.repeat(np.concatenate(pieces, axis=1), voices, axis=0)
+            tail = np.concatenate([context, new], axis=1)
+            context = keep_window(tail, max(block // 2, 1))
+
+    def _read(
+        self, params: Params, context: Int[np.ndarray, "batch time"]
+    ) -> tuple[list[KVCache], int]:
+        """Caches that hold all of the context but its last token, and how many that are."""
+        batch, length = context.shape
+        caches = self._empty_caches(batch, self._cache_length(length - 1, batch))
+        size = _halved(PREFILL_CHUNK, batch, PREFILL_ROWS, least=8)
+        padded = -(-(length - 1) // size) * size
+        tokens = np.zeros((batch, padded), np.int32)
+        tokens[:, : length - 1] = context[:, :-1]
+        for start in range(0, padded, size):
+            chunk = jnp.asarray(tokens[:, start : start + size])
+            caches = self._prefill(params, caches, chunk, jnp.int32(start))
+        return caches, length - 1
+
+
+def keep_window(
+    tokens: Int[np.ndarray, "batch time"], length: int
+) -> Int[np.ndarray, "batch kept"]:
+    """The opener and the last tokens, `length` in all at most."""
+    if tokens.shape[1] <= length:
+        return tokens
+    return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
+
+
+def _halved(length: int, batch: int, limit: int, *, least: int) -> int:
+    """`length`, halved until `batch` of them stay within the limit, or it is the least."""
+    while length > least and batch * length > limit:
+        length //= 2
+    return length
+
+
+def _cache_dtype(dtype: Any) -> Any:
+    """f32 on a CPU, which has no fast product of one bf16 row and a bf16 matrix; else `dtype`."""
+    return jnp.float32 if default_device().platform == "cpu" else dtype
+
+
+def _write(caches: list[KVCache], recent: list[KVCache], start: Int[Array, ""]) -> list[KVCache]:
+    return [cache.write(new, start) for cache, new in zip(caches, recent, strict=True)]

@@ -7,6 +7,7 @@ a dot are work under way; `tidy` clears them away.
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,9 @@ from gothic_jax.machine import manifest
 from gothic_jax.machine.files import sync
 from gothic_jax.model.gpt import Params
 from gothic_jax.text.tokenizer import Tokenizer
+
+# Orbax reports every save as a warning.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 KEPT = 2
 """So many of the latest checkpoints are kept, and the best: should one be damaged, one is left."""

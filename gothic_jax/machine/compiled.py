@@ -24,9 +24,8 @@ def cache_compiled_programs() -> None:
 
     Does nothing where the folder cannot be written.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not jax.config.read(
-        "jax_enable_compilation_cache"
-    ):
+    enabled: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not enabled:
         return
     folder = cache_folder()
     try:

@@ -34,9 +34,12 @@ from gothic_jax.model.shape import ModelConfig
 Params = dict[Any, Any]
 """The parameters as a plain nested dict of f32 arrays, as `nnx.to_pure_dict` gives it."""
 
-Cache = TypeVar("Cache", KVCache, None)
-Attend = Callable[[Array, Array, Array], tuple[Array, Cache]]
-"""(query, key, value) -> (context, the layer's new cache); all [batch, time, head, head_dim]."""
+Cache = TypeVar("Cache", tuple[KVCache, KVCache], None)
+Attend = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
+"""(query, key, value, cache) -> (context, new cache): the first three and the context are
+[batch, time, head, head_dim], the caches are the layer's, or None."""
+Product = Callable[[Float[Array, "n inputs"], Array], Float[Array, "n outputs"]]
+"""(rows, kernel) -> rows times kernel, in f32."""
 
 INIT_STD = 0.02
 """Standard deviation of initial weights, as in GPT-2 and Transformers' Gemma."""
@@ -61,8 +64,10 @@ class GPT(nnx.Module):
         self.position_embedding = (
             None if gemma else _normal(rngs, (config.block_size, config.n_embd), INIT_STD)
         )
-        layer = {"config": config, "dtype": dtype, "rngs": rngs, "streamed": streamed}
-        self.blocks = nnx.List([Block(**layer) for _ in range(config.n_layer)])
+        # One object for all layers, so that they are equal but for their parameters.
+        product: Product = streamed_product if streamed else functools.partial(matmul, dtype=dtype)
+        layer = {"product": product, "dtype": dtype, "rngs": rngs, "streamed": streamed}
+        self.blocks = nnx.List([Block(config, **layer) for _ in range(config.n_layer)])
         self.final_norm = _norm(config, dtype, rngs)
         self.head = (
             streamed_product if streamed else functools.partial(matmul_transposed, dtype=dtype)
@@ -81,11 +86,11 @@ class GPT(nnx.Module):
         `attention` is what `attention.choose` gave.
         """
 
-        def attend(query: Array, key: Array, value: Array) -> tuple[Array, None]:
+        def attend(query: Array, key: Array, value: Array, _: None) -> tuple[Array, None]:
             return causal_attention(query, key, value, implementation=attention), None
 
         positions = jnp.arange(tokens.shape[1])
-        hidden, _ = self._hidden(tokens, positions, [attend] * self.n_layer, dropout_key)
+        hidden, _ = self._hidden(tokens, positions, attend, [None] * self.n_layer, dropout_key)
         return self.logits(hidden).reshape(*tokens.shape, -1)
 
     def extend(
@@ -102,28 +107,38 @@ class GPT(nnx.Module):
         `past` and the first `offset` of `recent`. Returns `recent` with theirs written into it.
         """
 
-        def attend_in(before: KVCache, latest: KVCache) -> Attend[KVCache]:
-            def attend(query: Array, key: Array, value: Array) -> tuple[Array, KVCache]:
-                own = KVCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
-                written = latest.write(own, offset)
-                context = cached_attention(query, before, start, written, offset)
-                return context.astype(self.dtype), written
-
-            return attend
+        def attend(
+            query: Array, key: Array, value: Array, caches: tuple[KVCache, KVCache]
+        ) -> tuple[Array, tuple[KVCache, KVCache]]:
+            before, latest = caches
+            own = KVCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
+            latest = latest.write(own, offset)
+            context = cached_attention(query, before, start, latest, offset)
+            return context.astype(self.dtype), (before, latest)
 
         positions = start + offset + jnp.arange(tokens.shape[1])
-        attends = [attend_in(*caches) for caches in zip(past, recent, strict=True)]
-        hidden, recent = self._hidden(tokens, positions, attends, None)
-        return hidden.reshape(*tokens.shape, -1), recent
+        caches = [*zip(past, recent, strict=True)]
+        hidden, caches = self._hidden(tokens, positions, attend, caches, None)
+        return hidden.reshape(*tokens.shape, -1), [latest for _, latest in caches]
 
     def _hidden(
         self,
         tokens: Int[Array, "batch time"],
         positions: Int[Array, " time"],
-        attends: Sequence[Attend[Cache]],
+        attend: Attend[Cache],
+        caches: Sequence[Cache],
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "n embed"], list[Cache]]:
         """The one pass through the blocks: final hidden states, and each layer's new cache."""
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def through(
+            graphdef: Any, state: Any, x: Array, cache: Cache, key: PRNGKeyArray | None
+        ) -> tuple[Array, Cache]:
+            """Traced and lowered once for all layers, which are equal; XLA inlines it again."""
+            block: Block = nnx.merge(graphdef, state)
+            return block(x, positions, attend, cache, key)
+
         batch, time = tokens.shape
         x = embed(self.token_embedding[...], tokens.reshape(-1), self.dtype)
         x = x * jnp.asarray(self.embedding_scale, self.dtype)
@@ -136,11 +151,11 @@ class GPT(nnx.Module):
         if dropout_key is not None:
             keys = [jax.random.fold_in(dropout_key, layer) for layer in range(self.n_layer + 1)]
         x = _drop(self.dropout, x, keys[self.n_layer])
-        caches: list[Cache] = []
-        for block, attend, key in zip(self.blocks, attends, keys[:-1], strict=True):
-            x, cache = block(x, positions, attend, key)
-            caches.append(cache)
-        return self.final_norm(x), caches
+        new: list[Cache] = []
+        for block, cache, key in zip(self.blocks, caches, keys[:-1], strict=True):
+            x, cache = through(*nnx.split(block), x, cache, key)
+            new.append(cache)
+        return self.final_norm(x), new
 
     def logits(self, hidden: Float[Array, "n embed"]) -> Float[Array, "n vocab"]:
         """The head: the token embedding, transposed; summed and returned in f32."""
@@ -150,11 +165,11 @@ class GPT(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block: attention, then MLP, each added to its input."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs, streamed: bool) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs, **layer: Any) -> None:
         self.attention_norm = _norm(config, dtype, rngs)
-        self.attention = Attention(config, dtype, rngs, streamed)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs, **layer)
         self.mlp_norm = _norm(config, dtype, rngs)
-        self.mlp = MLP(config, dtype, rngs, streamed)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs, **layer)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
@@ -162,11 +177,12 @@ class Block(nnx.Module):
         x: Float[Array, "n embed"],
         positions: Int[Array, " time"],
         attend: Attend[Cache],
+        cache: Cache,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "n embed"], Cache]:
         """The residual stream after this block, and the layer's new cache if there is one."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        attended, cache = self.attention(self.attention_norm(x), positions, attend)
+        attended, cache = self.attention(self.attention_norm(x), positions, attend, cache)
         x = x + _drop(self.dropout, attended, keys[0])
         x = x + _drop(self.dropout, self.mlp(self.mlp_norm(x)), keys[1])
         return x, cache
@@ -175,30 +191,34 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention; `attend` decides what a query may see."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs, streamed: bool) -> None:
-        width = config.n_embd
-        layer = {"config": config, "dtype": dtype, "rngs": rngs, "streamed": streamed}
+    def __init__(self, config: ModelConfig, **layer: Any) -> None:
+        width, layer["biased"] = config.n_embd, config.architecture == "gpt2"
         self.heads = (config.n_head, config.head_dim)
         self.rotate = rotate if config.architecture == "gemma" else unrotated
         self.qkv = Linear(width, 3 * width, std=INIT_STD, **layer)
         self.out = Linear(width, width, std=_residual_std(config), **layer)
 
     def __call__(
-        self, x: Float[Array, "n embed"], positions: Int[Array, " time"], attend: Attend[Cache]
+        self,
+        x: Float[Array, "n embed"],
+        positions: Int[Array, " time"],
+        attend: Attend[Cache],
+        cache: Cache,
     ) -> tuple[Float[Array, "n embed"], Cache]:
         """The attention's output for each token, and the layer's new cache if there is one."""
         shape = (-1, positions.size, *self.heads)
         query, key, value = (y.reshape(shape) for y in jnp.split(self.qkv(x), 3, axis=1))
-        context, cache = attend(self.rotate(query, positions), self.rotate(key, positions), value)
+        query, key = self.rotate(query, positions), self.rotate(key, positions)
+        context, cache = attend(query, key, value, cache)
         return self.out(context.reshape(x.shape)), cache
 
 
 class MLP(nnx.Module):
     """Four times as wide inside; GELU, gated for Gemma (GEGLU, arXiv 2002.05202)."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, rngs: nnx.Rngs, streamed: bool) -> None:
+    def __init__(self, config: ModelConfig, **layer: Any) -> None:
         width, inner = config.n_embd, 4 * config.n_embd
-        layer = {"config": config, "dtype": dtype, "rngs": rngs, "streamed": streamed}
+        layer["biased"] = config.architecture == "gpt2"
         gated = config.architecture == "gemma"
         self.activation = _gated_gelu if gated else gelu
         self.up = Linear(width, 2 * inner if gated else inner, std=INIT_STD, **layer)
@@ -210,7 +230,7 @@ class MLP(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x W, and a bias for GPT-2; added in f32, returned in `dtype`.
+    """x W, and a bias if `biased`; added in f32, returned in `dtype`.
 
     With `streamed` the kernel is W^T, in `dtype`.
     """
@@ -221,16 +241,16 @@ class Linear(nnx.Module):
         out_features: int,
         *,
         std: float,
-        config: ModelConfig,
+        biased: bool,
+        product: Product,
         dtype: Any,
         rngs: nnx.Rngs,
         streamed: bool,
     ) -> None:
         self.dtype = dtype
-        self.product = streamed_product if streamed else functools.partial(matmul, dtype=dtype)
+        self.product = product
         shape = (out_features, in_features) if streamed else (in_features, out_features)
         self.kernel = _normal(rngs, shape, std)
-        biased = config.architecture == "gpt2"
         self.bias = (
             nnx.Param(nnx.initializers.zeros(rngs.params(), (out_features,), jnp.float32))
             if biased

@@ -262,14 +262,12 @@ def test_three_works_shorter_than_a_window_train(workplace: Workplace) -> None:
 def test_patience_stops_a_run_that_no_longer_improves(
     workplace: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A learning rate this high makes validation worse at once and for good.
-    code = workplace.train(
-        max_iters=40, eval_interval=2, patience=2, learning_rate=10.0, warmup_iters=0
-    )
+    # A learning rate this low changes no parameter: no evaluation is better than the first. (A high
+    # one makes the loss jump up and down, in a manner that differs between JAX's releases.)
+    code = workplace.train(max_iters=40, eval_interval=2, patience=2, learning_rate=1e-30)
     out = capsys.readouterr().out
     assert code == 0
-    assert "validation has not improved for 2 evaluations" in out
-    assert "40/40" not in out
+    assert "stopped at iteration 6: validation has not improved for 2 evaluations" in out
 
 
 @pytest.mark.gpu

@@ -24,7 +24,7 @@ def cache_compiled_programs() -> None:
 
     Does nothing where the folder cannot be written.
     """
-    enabled: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    enabled: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined, unused-ignore]
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not enabled:
         return
     folder = cache_folder()

@@ -43,7 +43,8 @@ def select_device(name: str) -> jax.Device:
 
 def default_device() -> jax.Device:
     """What `select_device` chose; before that, JAX's own default."""
-    chosen: jax.Device | None = jax.config.jax_default_device  # type: ignore[attr-defined]
+    # JAX before 0.12 does not declare the attribute to type checkers.
+    chosen: jax.Device | None = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]
     return chosen or jax.devices()[0]
 
 

@@ -83,7 +83,7 @@ def _serve(xllamacpp: Any, path: Path, case: Decode) -> Any:
     params.n_batch = max(params.n_batch, case.streams * case.prompt)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
     params.n_gpu_layers = 0
-    params.cache_ram_mib = 0  # a prompt is read anew in each run
+    params.cache_ram_mib = 0  # each run reads its prompt again
     return xllamacpp.Server(params)
 
 

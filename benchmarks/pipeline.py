@@ -1,20 +1,18 @@
-"""What surrounds the step: batches, checkpoints, and the start of gothic-train."""
+"""What surrounds the step: batches, checkpoints, the novelty of what was written."""
 
 import dataclasses
 import itertools
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
@@ -25,6 +23,7 @@ from gothic_jax.checkpoints.saver import Saver
 from gothic_jax.commands import tokenize
 from gothic_jax.machine import environment
 from gothic_jax.machine.files import file_sha256
+from gothic_jax.measuring import novelty
 from gothic_jax.model.gpt import init_params
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.text.tokenizer import Tokenizer
@@ -54,7 +53,7 @@ def measure(device: str, train: Train) -> list[Figure]:
         return [
             ("batches from Grain", _batches_per_second(vocabulary, train), "batches/s"),
             *_checkpoints(device, work / "run", vocabulary, train),
-            *_starts(device, work, vocabulary, train),
+            *_novelty(),
         ]
 
 
@@ -182,38 +181,23 @@ def _trained(state: Any) -> Any:
     return jax.tree.unflatten(structure, noise)
 
 
-def _starts(device: str, work: Path, vocabulary: Path, train: Train) -> list[Figure]:
-    environment = os.environ | {
-        "JAX_PLATFORMS": device,
-        "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    return [
-        (name, _seconds_to_first_iteration(work, vocabulary, train, environment), "s")
-        for name in ("first iteration after the command, cold", "the same, programs cached")
-    ]
-
-
-def _seconds_to_first_iteration(
-    work: Path, vocabulary: Path, train: Train, environment: dict[str, str]
-) -> float:
-    command = [
-        *(sys.executable, "-m", "gothic_jax.commands.train", "--overwrite"),
-        *("--config.data_dir", str(SAMPLE), "--config.tokenizer", str(vocabulary)),
-        *("--config.model.vocab_size=1024", "--out-dir", str(work / "started")),
-        *(f"--config.model.architecture={train.model.architecture}", "--config.log_interval=1"),
-        *(f"--batch-size={train.batch}", f"--grad-accum={train.micro_batches}"),
-        f"--config.compute_dtype={train.dtype}",
-    ]
-    started = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(b"1/"):
-                seconds = time.perf_counter() - started
-                process.kill()
-                return seconds
-    raise RuntimeError(f"gothic-train ended before its first iteration: {' '.join(command)}")
+def _novelty(lengths: Sequence[int] = (5_000, 50_000)) -> list[Figure]:
+    """The speed of measuring texts that mix the words of an indexed text of 50,000 words."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{n}" for n in rng.integers(0, 2000, 50_000)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.txt"
+        path.write_text(" ".join(words))
+        novelty.build(path, None)
+        index = novelty.load(path, file_sha256(path)).words
+    figures = []
+    for length in lengths:
+        text = " ".join(rng.permutation(words)[:length])
+        started = time.perf_counter()
+        index.measure(text)
+        speed = length / (time.perf_counter() - started)
+        figures.append((f"novelty of {length:,} words", speed, "words/s"))
+    return figures
 
 
 def default_case(model: Model, *, on_gpu: bool) -> Train:

@@ -1,6 +1,6 @@
 """Measures gothic_jax beside other programs on this machine.
 
-    python -m benchmarks.run [--device auto|cpu|cuda] [--parts train,decode,pipeline,growth]
+    python -m benchmarks.run [--device auto|cpu|cuda] [--parts train,decode,starts,...]
 
 Each system runs a case in a process of its own; the processes take turns, so that whatever else
 the machine does falls on all of them. The medians go to benchmarks/results/DEVICE.json and, as a
@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.cases import Case, Decode, Dtype, Model, Train
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("train", "decode", "pipeline", "growth")
+PARTS = ("train", "decode", "pipeline", "starts", "growth")
 OURS = "gothic_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "xllamacpp")
 ROUNDS = 5
@@ -290,6 +290,13 @@ def pipeline(device: str, on_gpu: bool) -> list[Row]:
         return [Row("pipeline", OURS, *figure) for figure in measure(device, case)]
 
 
+def starts(device: str, rounds: int) -> list[Row]:
+    """From a command to the first thing that a person waits for."""
+    from benchmarks.starts import measure
+
+    return [Row("starts", OURS, *figure) for figure in measure(device, rounds)]
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown: a table of speeds, one of growth, one of the rest."""
     lines = [
@@ -300,18 +307,18 @@ def table(rows: Sequence[Row]) -> str:
     for row in (row for row in rows if row.metric == "speed"):
         details = {r.metric: r for r in rows if (r.case, r.system) == (row.case, row.system)}
 
-        def told(metric: str, form: str = ",.0f", details: dict[str, Row] = details) -> str:
+        def listed(metric: str, form: str = ",.0f", details: dict[str, Row] = details) -> str:
             found = details.get(metric)
             return "" if found is None else f"{found.value:{form}} {found.unit}"
 
         speed = row.note if row.value is None else f"{row.value:,.0f}"
         ratio = "" if row.ratio_to_best_peer is None else f"{row.ratio_to_best_peer:.2f}"
-        waits = told("iteration") or told("first text")
+        waits = listed("iteration") or listed("first text")
         lines.append(
-            f"| {row.case} | {row.system} | {speed} | {ratio} | {waits} | {told('MFU', '.1f')} "
-            f"| {told('first call', '.1f')} | {told('peak memory')} |"
+            f"| {row.case} | {row.system} | {speed} | {ratio} | {waits} | {listed('MFU', '.1f')} "
+            f"| {listed('first call', '.1f')} | {listed('peak memory')} |"
         )
-    others = [row for row in rows if row.case == "pipeline" or row.case.startswith("growth")]
+    others = [row for row in rows if row.case.startswith(("pipeline", "starts", "growth"))]
     if others:
         lines += ["", "| case | | |", "|---|---|---|"]
         lines += [f"| {r.case} | {r.metric} | {r.value:,.4g} {r.unit} |" for r in others]
@@ -409,6 +416,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(results.add(growth(device, on_gpu, max(2, arguments.rounds // 2))), flush=True)
     if "pipeline" in parts:
         print(results.add(pipeline(device, on_gpu)), flush=True)
+    if "starts" in parts:
+        print(results.add(starts(device, arguments.rounds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def load_config(path: str) -> ConfigDict:
         raise UserError(f"--config={path}: its get_config() must return a ConfigDict")
     unknown = flatten(config.to_dict()).keys() - flatten(get_config().to_dict()).keys()
     if unknown:
-        raise UserError(f"--config={path} sets what no one reads: {', '.join(sorted(unknown))}")
+        raise UserError(f"--config={path} has unknown settings: {', '.join(sorted(unknown))}")
     return config
 
 
@@ -198,7 +198,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{name} must not be below 0, and is {flat[name]}")
     for name in ("beta1", "beta2", *shares.split()):
         if not 0 <= flat[name] <= 1 or (flat[name] == 1 and name not in shares):
-            raise UserError(f"{name} must lie between 0 and 1, and is {flat[name]}")
+            raise UserError(f"{name} must be between 0 and 1, and is {flat[name]}")
     if config.voice_weights:
         weights = parse_weights(config.voice_weights, name="voice_weights")
         if min(weights.values()) < 0:

@@ -135,7 +135,7 @@ def draw(report: dict[str, Any], picture: Path) -> None:
 def table(report: dict[str, Any]) -> str:
     """The report's shares as Markdown."""
 
-    def told(share: dict[str, float]) -> str:
+    def listed(share: dict[str, float]) -> str:
         return f"{share['share']:.0%} of {share['of']} ({share['low']:.0%} to {share['high']:.0%})"
 
     first, second = report["voices"]
@@ -147,11 +147,11 @@ def table(report: dict[str, Any]) -> str:
             else share
             | {"share": 1 - share["share"], "low": 1 - share["high"], "high": 1 - share["low"]}
         )
-        lines.append(f"| {voice}, works left out | {told(other)} | |")
+        lines.append(f"| {voice}, works left out | {listed(other)} | |")
     for row in report["blends"]:
         weight = row["weight"]
         name = f"{first} {1 - weight:g}, {second} {weight:g}"
-        lines.append(f"| {name} | {told(row['attributed'])} | {row['probability']:.2f} |")
+        lines.append(f"| {name} | {listed(row['attributed'])} | {row['probability']:.2f} |")
     return "\n".join(lines)
 
 

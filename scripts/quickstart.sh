@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way once, on the CPU and on the bundled sample corpus: install, tokenizer,
-# training, and a sample in each voice. Can be run again; it then starts anew.
+# training, and a sample in each voice. Can be run again; it then starts again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh

@@ -31,7 +31,7 @@ def scores(
     evaluator = Evaluator(
         text, tokenizer, block_size=TINY.block_size, stride=stride, batch_size=batch_size
     )
-    return evaluator(loss_function(graph(TINY, jnp.float32), "xla"), params)
+    return evaluator(loss_function(TINY, "float32", "xla"), params)
 
 
 @pytest.mark.parametrize("stride", [1, 7, 31, 32])

@@ -23,7 +23,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Path:
     """A folder with processed texts, a tokenizer and a short run of the default model."""
     home = tmp_path_factory.mktemp("home")
     succeed("data", f"--mirror {mirror} --splits train,val", home)
-    succeed("tokenizer", "--files data/processed/mixed_train.txt --vocab-size 4096", home)
+    succeed("tokenize", "--files data/processed/mixed_train.txt --vocab-size 4096", home)
     succeed(
         "train",
         "--max-iters 3 --batch-size 1 --grad-accum 2 --config.log_interval=1"

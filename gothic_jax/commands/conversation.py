@@ -174,7 +174,7 @@ def replay(writer: Writer, checkpoint: Checkpoint, receipt: Receipt) -> int:
         print("the same text as in the receipt", file=sys.stderr)
         return 0
     differing = environment.differences(receipt.circumstances, receipts.circumstances(checkpoint))
-    reason = "; ".join(differing) or "yet nothing that it records differs; was it changed?"
+    reason = "; ".join(differing) or "nothing that the receipt records differs; has it been edited?"
     print(f"not the text of the receipt: {reason}", file=sys.stderr)
     return 1
 

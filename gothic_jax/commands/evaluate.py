@@ -6,15 +6,14 @@ from pathlib import Path
 
 from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
+from gothic_jax.text.works import PROCESSED
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="gothic-eval", description="Score a text under a checkpoint.")
     parser.add_argument("--checkpoint", required=True, help="RUN/best, RUN/latest or RUN/ITERATION")
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument(
-        "--file", help="the text to score; a bare name is looked up in data/processed"
-    )
+    task.add_argument("--file", help=f"the text to score; a bare name is looked up in {PROCESSED}")
     task.add_argument(
         "--verify", action="store_true", help="check the checkpoint's files, and print its seal"
     )
@@ -47,9 +46,11 @@ def main(argv: Sequence[str]) -> None:
 
     from gothic_jax.checkpoints.checkpoint import locate
     from gothic_jax.commands import reports
+    from gothic_jax.machine.compiled import cache_compiled_programs
     from gothic_jax.machine.device import out_of_memory_reported, select_device
     from gothic_jax.machine.environment import warn_of_other_versions
 
+    cache_compiled_programs()
     device = select_device(arguments.device)
     checkpoint = locate(arguments.checkpoint, exact=arguments.verify)
     if arguments.verify:

@@ -85,7 +85,7 @@ def style_report(checkpoint: Checkpoint, device: jax.Device, file: Path) -> Repo
     meter = style.Meter(losses, params, checkpoint.tokenizer, config.block_size)
     leans = [lean for work in split_works(text) for lean in meter.sentences(work.text)]
     whole = style.together(leans, f"({len(leans)} sentences)")
-    report = {"all": whole.as_dict(), "sentences": [lean.as_dict() for lean in leans]}
+    report = {ALL: whole.as_dict(), "sentences": [lean.as_dict() for lean in leans]}
     return report, style.table([*leans, whole])
 
 
@@ -97,7 +97,9 @@ def score_report(
     tokenizer = checkpoint.tokenizer
     text = encode_text(find_text(file, PROCESSED), tokenizer)
     for voice in text.unknown_voices:
-        print(f"this model has no voice {voice}: scored as words of no voice", file=sys.stderr)
+        print(
+            f"this model has no voice {voice}: its works are scored under <|any|>", file=sys.stderr
+        )
     evaluator = Evaluator(
         text, tokenizer, block_size=config.block_size, stride=stride, batch_size=batch_size
     )

@@ -92,9 +92,11 @@ def main(argv: Sequence[str]) -> int:
     overrides = parse_overrides(_overrides(arguments, rest))
     with exclusive(Path(changed_by(base, overrides).out_dir)):
         # These imports take seconds; a second trainer on one folder is refused at once.
+        from gothic_jax.machine.compiled import cache_compiled_programs
         from gothic_jax.training.loop import train
         from gothic_jax.training.run import Request, prepare
 
+        cache_compiled_programs()
         run = prepare(
             Request(
                 base,

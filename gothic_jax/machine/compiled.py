@@ -4,7 +4,6 @@
 folder, the cache is there and JAX's own settings apply.
 """
 
-import hashlib
 import os
 import platform
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import filelock
 import jax
+
+from gothic_jax.machine.files import sha256
 
 MAX_BYTES = 2**28
 """The least recently used programs are deleted beyond this size."""
@@ -47,7 +48,7 @@ def cache_folder() -> Path:
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         features = ""
-    kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:16]
+    kind = sha256(f"{platform.machine()} {features}".encode())[:16]
     return base / "gothic_jax" / f"compiled-{kind}"
 
 

@@ -15,7 +15,7 @@ from gothic_jax.errors import UserError
 MAX_TRUSTED = 2**24
 """Bytes of a file of settings, hashes or tokens that are read before they are looked through."""
 UNSOUND = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
-"""What reading a JSON value of whatever origin as if it were sound may raise."""
+"""What may be raised when a JSON value of any origin is read as if it were sound."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -51,13 +51,13 @@ def write_all_atomically(folder: Path, contents: Mapping[str, bytes]) -> None:
 def read_regular(path: Path) -> bytes:
     """The content of a file that may be anything: no link is followed, no pipe waited for.
 
-    Raises OSError where it is no regular file, or longer than MAX_TRUSTED.
+    Raises OSError where it is not a regular file, or longer than MAX_TRUSTED.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if status.st_size > MAX_TRUSTED:
             raise OSError(errno.EFBIG, f"it is longer than {MAX_TRUSTED:,} bytes", str(path))
         return file.read()
@@ -84,7 +84,7 @@ def file_sha256(path: Path) -> str:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of a JSON text of whatever origin; raises ValueError where it is none."""
+    """The value of a JSON text of any origin; raises ValueError where it is not JSON."""
     try:
         return json.loads(content)
     except RecursionError:

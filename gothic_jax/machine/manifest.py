@@ -88,16 +88,16 @@ def verify(folder: Path, keep: Sequence[str] = ()) -> tuple[str, dict[str, bytes
             digests = pool.map(digest_of, listed)
             for (name, (_, expected)), digest in zip(listed.items(), digests, strict=True):
                 if digest != expected:
-                    raise Damaged(f"{folder}/{name} is damaged: its SHA-256 is not the manifest's")
+                    raise Damaged(f"{folder}/{name} is damaged: it does not match its SHA-256")
     except OSError as error:
         raise Damaged(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     return seal, kept
 
 
 def _files(folder: Path, inside: str = "") -> Iterator[str]:
-    """The paths of all files, from `folder` on; raises Damaged for what is no file or folder."""
+    """The paths of all files, from `folder` on; anything else raises Damaged."""
     if inside.count("/") > MAX_DEPTH:
-        raise Damaged(f"{folder}/{inside} lies too deep")
+        raise Damaged(f"{folder}/{inside} is in too deep a folder")
     with os.scandir(folder / inside) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
             name = f"{inside}{entry.name}"
@@ -120,7 +120,7 @@ def _read(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
         value = parse_json(content)
         files, seal = value["files"], value["sha256"]
         if _digest(files) != seal:
-            raise ValueError("its own SHA-256 is another")
+            raise ValueError("it does not match its own SHA-256")
         return seal, {
             name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()
         }

@@ -33,11 +33,11 @@ PASSAGE_WORDS = 150
 BASELINE_PASSAGES = 200
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 _WORK_END = 0
-"""The id that stands between two works: no span reaches over it."""
+"""The id between two works: no span reaches over it."""
 
 
 class Span(NamedTuple):
-    """Words of a text that stand in a training work, too."""
+    """Words of a text that are in a training work, too."""
 
     start: int
     """Of the first word in the text measured, counted in words."""
@@ -60,7 +60,7 @@ class Novelty:
     copied: float
     """The share of words that lie in these, 0 to 1."""
     new_ngrams: list[float]
-    """For n = 1, ..., MAX_NGRAM the share of the text's n-grams that stand in no training work;
+    """For n = 1, ..., MAX_NGRAM the share of the text's n-grams that are in no training work;
     shorter where the text has no n-grams of that length."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Novelty:
 
 
 def find_words(text: str) -> list[re.Match[str]]:
-    """The words of a text and where they stand."""
+    """The words of a text and their positions."""
     return list(_WORD.finditer(text))
 
 
@@ -131,7 +131,7 @@ class Index:
     def _longest_match(self, query: UInt32[np.ndarray, " m"]) -> tuple[int, int]:
         """The length and the place of the longest beginning of `query` in the training text.
 
-        By bisection: the suffixes next to where the query would stand share most with it.
+        By bisection: the suffixes next to the query's place in their order share most with it.
         """
         low, high = 0, len(self._suffixes)
         best = (0, 0)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, Integer
 
 from gothic_jax.errors import UserError
 from gothic_jax.model.attention import Implementation, choose
-from gothic_jax.model.gpt import GPT, Params, graph
+from gothic_jax.model.gpt import Params, graph
 from gothic_jax.model.ops import token_losses
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def cut_windows(
     did not: with a stride below `block_size`, the first tokens of a window are mere context.
     """
     if not 1 <= stride <= block_size:
-        raise UserError(f"--stride must lie between 1 and the block size {block_size}: {stride}")
+        raise UserError(f"--stride must be between 1 and the block size {block_size}, not {stride}")
     rows: list[tuple[np.ndarray, int, int]] = []  # the window's tokens, its opener, first to count
     for body, opener in works:
         done = 0
@@ -102,7 +102,8 @@ LossFunction = Callable[
 
 
 def loss_function(
-    graphdef: "nnx.GraphDef[GPT]",
+    config: ModelConfig,
+    compute_dtype: str,
     attention: Implementation,
     sharding: jax.sharding.Sharding | None = None,
 ) -> LossFunction:
@@ -113,7 +114,7 @@ def loss_function(
 
     @jax.jit
     def jitted(params: Params, inputs: Array, targets: Array) -> Array:
-        model = nnx.merge(graphdef, params)
+        model = nnx.merge(graph(config, jnp.dtype(compute_dtype)), params)
         return token_losses(model(inputs, attention=attention), targets)
 
     def losses(params: Params, inputs: np.ndarray, targets: np.ndarray) -> Array:
@@ -124,9 +125,8 @@ def loss_function(
 
 def losses_on(device: jax.Device, config: ModelConfig, compute_dtype: str) -> LossFunction:
     """The loss function of a model on one device, with the attention that suits it."""
-    dtype = jnp.dtype(compute_dtype)
-    attention, _ = choose(device, config.n_embd // config.n_head, dtype)
-    return loss_function(graph(config, dtype), attention)
+    attention, _ = choose(device, config.head_dim, jnp.dtype(compute_dtype))
+    return loss_function(config, compute_dtype, attention)
 
 
 class Evaluator:

@@ -152,7 +152,7 @@ def cached_attention(
 ) -> Float[Array, "batch time head head_dim"]:
     """Attention to the first `start` positions of `past`, then to `recent`, causally.
 
-    The first query stands at position `offset` of `recent`, which already holds all queries' own
+    The first query is at position `offset` of `recent`, which already holds all queries' own
     keys and values. The past is only read: a loop that writes some tokens carries the recent few
     positions along, not the whole cache, of which XLA would make copies.
     """

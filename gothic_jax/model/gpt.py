@@ -308,6 +308,7 @@ def empty_caches(config: ModelConfig, batch: int, length: int, dtype: Any) -> li
     ]
 
 
+@functools.cache
 def graph(config: ModelConfig, dtype: Any, *, streamed: bool = False) -> "nnx.GraphDef[GPT]":
     """The model less its parameters, for `nnx.merge(graph, params)`; computes nothing.
 

@@ -1,6 +1,5 @@
 """Byte-level BPE, whose special tokens are the voices of the texts."""
 
-import hashlib
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -13,7 +12,7 @@ from jaxtyping import Int, UInt32
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gothic_jax.errors import UserError
-from gothic_jax.machine.files import MAX_TRUSTED, UNSOUND, parse_json
+from gothic_jax.machine.files import MAX_TRUSTED, UNSOUND, parse_json, sha256
 from gothic_jax.model.shape import MAX_VOCABULARY
 from gothic_jax.text.voices import ANY, MARKER, RESERVED_VOICES, voice_token
 from gothic_jax.text.works import END_OF_TEXT, Work
@@ -137,7 +136,7 @@ class Tokenizer:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of its JSON, in hex."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return sha256(self.to_json().encode())
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -244,7 +243,10 @@ def _pieces(text: str) -> Iterator[str]:
         while True:
             end = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
             if end < 0:
-                raise UserError(f"{PIECE:,} characters have no word's end between them: no prose")
+                raise UserError(
+                    f"the text has {PIECE:,} characters in a row without a space or a line end;"
+                    " give a text with words"
+                )
             if not text[end - 1].isspace():
                 break
         yield text[start:end]

@@ -43,8 +43,8 @@ def parse_weights(text: str, *, name: str, known: Collection[str] = ()) -> dict[
             weight = math.nan
         if not VOICE_NAME.fullmatch(voice) or math.isnan(weight):
             raise UserError(
-                f"{name} must be voices and their weights, as in wilde=0.3,lovecraft=0.7, and"
-                f" {part.strip()!r} is none{there_are}"
+                f"{name} must be voices and their weights, as in wilde=0.3,lovecraft=0.7, not"
+                f" {part.strip()!r}{there_are}"
             )
         if abs(weight) > MAX_WEIGHT:
             raise UserError(f"{name}: the weight of {voice} must be at most {MAX_WEIGHT:g}")

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
@@ -28,7 +27,7 @@ from gothic_jax.machine.device import (
 )
 from gothic_jax.machine.process import Interrupted, StopSignal
 from gothic_jax.measuring.scoring import loss_function
-from gothic_jax.model.gpt import flops_per_token, graph, parameter_count
+from gothic_jax.model.gpt import flops_per_token, parameter_count
 from gothic_jax.text.voices import ALL
 from gothic_jax.text.windows import batch_iterator
 from gothic_jax.training.run import MEMORY_CURE, Run, evaluation_due, evaluation_pending
@@ -166,9 +165,7 @@ class Loop:
         self._saver = saver
         self._stop = stop
         self._losses = loss_function(
-            graph(run.shape, jnp.dtype(run.config.compute_dtype)),
-            run.devices.attention,
-            run.devices.divided,
+            run.shape, run.config.compute_dtype, run.devices.attention, run.devices.divided
         )
         self._sampler = Sampler(run.shape)
 

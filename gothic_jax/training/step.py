@@ -38,7 +38,7 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
     Where the loss or the gradient's norm is not finite, no weight and no moment changes.
     """
     shape = ModelConfig(**config.model)
-    graphdef = graph(shape, jnp.dtype(config.compute_dtype))
+    dtype = jnp.dtype(config.compute_dtype)
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
     micro_steps = config.gradient_accumulation_steps
@@ -49,8 +49,8 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
         counted: Float[Array, ""],
         key: Array | None,
     ) -> Float[Array, ""]:
-        model: GPT = nnx.merge(graphdef, params)
-        # No token sees those after it, so that it does not matter what stands for NOTHING.
+        model: GPT = nnx.merge(graph(shape, dtype), params)
+        # No token sees those after it, so any token may take the place of NOTHING.
         tokens = jnp.maximum(windows, 0)
         logits = model(tokens[:, :-1], attention=attention, dropout_key=key)
         losses = token_losses(logits, tokens[:, 1:])

@@ -100,7 +100,7 @@ def load(name: str) -> tuple[Path, Receipt]:
 
 
 def _checked(value: Any) -> Receipt:
-    """A receipt from JSON of whatever origin; raises one of UNSOUND."""
+    """A receipt from JSON of any origin; raises one of UNSOUND."""
     if value.keys() != {field.name for field in dataclasses.fields(Receipt)}:
         raise ValueError("it has other parts")
     for name in ("text", "prompt"):

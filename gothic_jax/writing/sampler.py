@@ -16,7 +16,7 @@ from gothic_jax.model.shape import ModelConfig
 from gothic_jax.writing.settings import Sampling
 
 PREFILL_CHUNK = 64
-"""Prompt tokens a call; a prompt is padded to a multiple, so that none compiles anew."""
+"""Prompt tokens a call; a prompt is padded to a multiple, so all prompts share a program."""
 PREFILL_ROWS = 512
 """Tokens of all streams in such a call: many streams take shorter chunks, and less padding."""
 CACHE_POSITIONS = 1024
@@ -49,7 +49,7 @@ def filter_logits(
 ) -> Float[Array, "batch candidate"]:
     """Tempered logits, -inf where top-k or top-p leaves a token out.
 
-    The candidates stand in falling order. The order of the filters is that of Transformers:
+    The candidates are in falling order. The order of the filters is that of Transformers:
     temperature, top-k, then top-p, which keeps the token that crosses p (arXiv 1904.09751).
     """
     tempered = logits / jnp.maximum(temperature, 1e-6)
@@ -110,10 +110,12 @@ class Sampler:
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16) -> None:
         self.config = config
         self._dtype = dtype
-        self._graph: nnx.GraphDef[GPT] = graph(config, dtype, streamed=True)
         self._laid_out: tuple[Params, Params] | None = None
         self._prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
         self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))
+
+    def _model(self, params: Params) -> GPT:
+        return nnx.merge(graph(self.config, self._dtype, streamed=True), params)
 
     def _prefill_chunk(
         self,
@@ -122,7 +124,7 @@ class Sampler:
         tokens: Int[Array, "batch chunk"],
         start: Int[Array, ""],
     ) -> list[KVCache]:
-        model = nnx.merge(self._graph, params)
+        model = self._model(params)
         recent = self._empty_caches(*tokens.shape)
         return _write(caches, model.extend(tokens, caches, start, recent, 0)[1], start)
 
@@ -136,7 +138,7 @@ class Sampler:
         manner: _Manner,
         candidates: int,
     ) -> tuple[list[KVCache], Int[Array, " row"], Int[Array, "text chunk"]]:
-        model = nnx.merge(self._graph, params)
+        model = self._model(params)
         keys, settings, weights = manner
         voices = weights.size
 
@@ -198,7 +200,7 @@ class Sampler:
         All prompts are of one length; the first token of each is its opener. Text i of a seed
         draws the same numbers however many texts there are. A prompt longer than the block
         keeps its opener and its last tokens. Past the block a window slides: the opener and the
-        last half block are read anew.
+        last half block are read again.
         """
         sampling.validate()
         block = self.config.block_size

@@ -59,16 +59,16 @@ def main() -> int:
                 workplace, count(1000), count(500), count(500), count(100))),
             ("R4", lambda: damage.damaged_commands(workplace, count(40))),
             ("R5", lambda: damage.failing_disk(workplace, library, count(40))),
-            ("R6", lambda: kills.signals(workplace, count(100))),
+            ("R6", lambda: kills.signals(workplace, count(100), timed=True)),
             ("R7", lambda: numbers.not_finite(workplace, count(200), count(20))),
-            ("R8", lambda: kills.neighbours(workplace, count(20))),
+            ("R8", lambda: kills.neighbours(workplace, count(20), timed=True)),
             ("R9", lambda: numbers.twice(workplace, count(20))),
             ("R10", lambda: numbers.devices(workplace)),
             ("R11", lambda: numbers.data_positions(workplace, count(100))),
             ("S1", lambda: inputs.tokenizers(workplace, count(5000))),
             ("S2", lambda: inputs.settings(workplace, count(5000))),
             ("S2", lambda: inputs.texts(workplace, count(5000), long=True)),
-            ("S3", lambda: damage.hostile_folders(workplace, every=1)),
+            ("S3", lambda: damage.hostile_folders(workplace, every=1, timed=True)),
         ]  # fmt: skip
         chosen = arguments.only.split(",") if arguments.only else [number for number, _ in tortures]
         table = [HEAD]

@@ -335,7 +335,7 @@ class Bomb:
         return (os.system, ("touch PWNED",))
 
 
-def hostile_folders(workplace: Workplace, every: int) -> Figure:
+def hostile_folders(workplace: Workplace, every: int, *, timed: bool) -> Figure:
     """S3: checkpoint folders that a stranger has prepared, manifest and all; every so many."""
     base, _ = finished_run(workplace, "hostile", max_iters=4, eval_interval=4)
 
@@ -369,7 +369,7 @@ def hostile_folders(workplace: Workplace, every: int) -> Figure:
             wrong.append(f"{name}: code was run")
         if "private" in result.stdout + result.stderr or secret.stat().st_atime_ns != opened:
             wrong.append(f"{name}: a file outside was read")
-        if time.monotonic() - started > 30:
+        if timed and time.monotonic() - started > 30:
             wrong.append(f"{name}: it took {time.monotonic() - started:.0f} s")
         return wrong
 

@@ -178,8 +178,11 @@ def kill_at_every_call(workplace: Workplace, library: Path | None, limit: int | 
     return Figure("R2", what, reached, wrong, f"one save makes some {len(calls)} such calls")
 
 
-def signals(workplace: Workplace, count: int) -> Figure:
-    """R6: SIGTERM or SIGINT at a random moment; every fifth time twice."""
+def signals(workplace: Workplace, count: int, *, timed: bool) -> Figure:
+    """R6: SIGTERM or SIGINT at a random moment; every fifth time twice.
+
+    If `timed`, the process must end in time: not for a machine with other work.
+    """
     settings = RUN | {"save_interval": 0}
     whole_dir, whole_out = finished_run(workplace, "signalled-whole", **settings)
     whole, expected = whole_state(whole_dir), figures(whole_out)
@@ -204,7 +207,7 @@ def signals(workplace: Workplace, count: int) -> Figure:
         waited = time.monotonic() - sent
         waits.append(waited)
         wrong = []
-        if waited > (1.5 if twice else 5):
+        if timed and waited > (1.5 if twice else 5):
             wrong.append(f"signal {index}: it took {waited:.1f} s")
         # A shell shows the kernel's own end by a signal as 128 + its number, too.
         if code not in ({0, code_of, -number}):
@@ -242,8 +245,11 @@ def signals(workplace: Workplace, count: int) -> Figure:
     )
 
 
-def neighbours(workplace: Workplace, count: int) -> Figure:
-    """R8: a second trainer on one folder; then the first is killed and a third takes over."""
+def neighbours(workplace: Workplace, count: int, *, timed: bool) -> Figure:
+    """R8: a second trainer on one folder; then the first is killed and a third takes over.
+
+    If `timed`, the second must be refused in time: not for a machine with other work.
+    """
     settings = RUN | {"max_iters": 100_000, "save_interval": 50, "eval_interval": 1000}
     out_dir = workplace.root / "shared"
     waits: list[float] = []
@@ -264,7 +270,7 @@ def neighbours(workplace: Workplace, count: int) -> Figure:
         wrong = []
         if code != 2 or f"PID {holder.process.pid}" not in second.error:
             wrong.append(f"second {index}: code {code}: {second.error[-300:]}")
-        if waits[-1] > 2:
+        if timed and waits[-1] > 2:
             wrong.append(f"second {index}: refused after {waits[-1]:.1f} s")
         if not alive:
             wrong.append(f"second {index}: the first died of it: {holder.error[-300:]}")

@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -63,13 +64,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Many tests, and the commands they start, compile the same tiny programs."""
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        # Beside the folders of this run's worker processes.
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "compiled"),
+        "jax_compilation_cache_max_size": 2**32,  # with a limit, JAX locks the folder
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_compiled() -> Iterator[None]:
+    """A module's compiled programs are of no use to the next one, and take hundreds of MB."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

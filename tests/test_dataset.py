@@ -48,9 +48,9 @@ def many(text: TokenText, **how: Any) -> np.ndarray:
 
 def test_a_text_is_work_and_end_for_each_work(text: TokenText, tokenizer: Tokenizer) -> None:
     works = split_works(TEXT)
-    assert tokenizer.decode(list(text.tokens)) == "".join(
-        f"{work.text}<|endoftext|>" for work in works
-    )
+    assert tokenizer.decode(list(text.tokens)) == "".join(work.text for work in works)
+    ends = np.flatnonzero(text.tokens == tokenizer.end_of_text) + 1
+    assert ends.tolist() == text.ends.tolist()
     for (body, opener), work in zip(text.works(), works, strict=True):
         assert tokenizer.decode(list(body)) == work.text
         assert opener == tokenizer.special_tokens[f"<|{work.voice}|>"]

@@ -258,8 +258,11 @@ def test_an_index_of_another_text_is_none_of_this_one(tmp_path: Path) -> None:
     path.write_text(TEXT)
     novelty.build(path, None)
     novelty.load(path, sha256(TEXT.encode()))
-    with pytest.raises(UserError, match="gothic-index"):
+    with pytest.raises(UserError, match="is not the text that the model was trained on"):
         novelty.load(path, sha256(b"another"))
+    path.with_name("b.txt").write_text(TEXT)
+    with pytest.raises(UserError, match="`gothic-index --file .*/b.txt` builds it"):
+        novelty.load(path.with_name("b.txt"), sha256(TEXT.encode()))
 
 
 @pytest.mark.corpus

@@ -8,6 +8,8 @@ from tests.common import Workplace
 from tests.torture import damage, inputs, kills, numbers
 from tests.torture.world import Figure, bound, faults_library
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:

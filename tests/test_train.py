@@ -208,6 +208,7 @@ def test_the_compiled_step_writes_over_the_old_state() -> None:
     assert program.memory_analysis().alias_size_in_bytes >= 0.99 * state_bytes
 
 
+@pytest.mark.long
 def test_op_by_op_gives_the_loss_of_the_compiled_step(
     workplace: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:

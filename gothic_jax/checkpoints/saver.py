@@ -6,11 +6,13 @@ a dot are work under way; `tidy` clears them away.
 
 import contextlib
 import dataclasses
+import glob
 import json
 import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -150,9 +152,9 @@ class Saver:
                 hashed: manifest.Entries = {}
                 # Trained numbers are noise: to compress them takes longer than to write them.
                 handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-                with ocp.Checkpointer(handler) as orbax:
+                with ocp.Checkpointer(handler) as orbax, _without_patterns(folder) as path:
                     for name, tree in arrays.items():
-                        orbax.save(folder.resolve() / name, args=ocp.args.PyTreeSave(tree))
+                        orbax.save(path / name, args=ocp.args.PyTreeSave(tree))
                         hashed |= manifest.entries(folder, f"{name}/", hashers)
                 (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
                 content = json.dumps(dataclasses.asdict(meta), indent=1)
@@ -185,6 +187,23 @@ class Saver:
                 with contextlib.suppress(OSError):  # tried again after the next save
                     (self._run / str(iteration)).rename(trash)
                     shutil.rmtree(trash)
+
+
+@contextlib.contextmanager
+def _without_patterns(folder: Path) -> Iterator[Path]:
+    """An absolute path to `folder` in which no character has a meaning in a pattern.
+
+    Orbax searches for the arrays that it has written by a pattern that begins with their path. In
+    a folder `model [v1]` it finds none, and leaves a checkpoint that cannot be read.
+    """
+    path = folder.resolve()
+    if glob.escape(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "link"
+        link.symlink_to(path)
+        yield link
 
 
 def _discard(folder: Path) -> None:

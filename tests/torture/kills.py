@@ -26,7 +26,7 @@ RUN = {
     "eval_interval": 300,
     "save_interval": 75,
 }
-DONE = "has done its"
+DONE = "and --max-iters is"
 """What a run says that was killed after its end, and is resumed."""
 
 

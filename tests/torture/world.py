@@ -259,7 +259,8 @@ def run_with_all_checkpoints(workplace: Workplace, name: str, **settings: object
     """A finished run of which every checkpoint is still there."""
     out_dir = workplace.root / name
     program = (
-        "import sys\nfrom gothic_jax import saver, train\n"
+        "import sys\nfrom gothic_jax.checkpoints import saver\n"
+        "from gothic_jax.commands import train\n"
         "saver.KEPT = 100\nsys.exit(train.main(sys.argv[1:]))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

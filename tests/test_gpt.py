@@ -187,12 +187,14 @@ def test_cached_forward_equals_the_full_one(architecture: str, pieces: list[int]
     decoder = nnx.merge(
         graph(config, jnp.float32, streamed=True), streamed_params(params, jnp.float32)
     )
+    extend = nnx.jit(type(decoder).extend)
     tokens = jnp.asarray(reference_tokens())
     caches = empty_caches(config, len(tokens), config.block_size, jnp.float32)
     logits, start = [], 0
     for piece in pieces:
         recent = empty_caches(config, len(tokens), piece, jnp.float32)
-        hidden, recent = decoder.extend(tokens[:, start : start + piece], caches, start, recent, 0)
+        part = tokens[:, start : start + piece]
+        hidden, recent = extend(decoder, part, caches, jnp.array(start), recent, jnp.array(0))
         caches = [cache.write(new, start) for cache, new in zip(caches, recent, strict=True)]
         flat = decoder.logits(hidden.reshape(-1, config.n_embd))
         logits.append(flat.reshape(len(tokens), piece, -1))

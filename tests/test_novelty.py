@@ -261,7 +261,7 @@ def test_an_index_of_another_text_is_none_of_this_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the text that the model was trained on"):
         novelty.load(path, sha256(b"another"))
     path.with_name("b.txt").write_text(TEXT)
-    with pytest.raises(UserError, match="`gothic-index --file .*/b.txt` builds it"):
+    with pytest.raises(UserError, match=r"`gothic-index --file .*/b.txt` builds it"):
         novelty.load(path.with_name("b.txt"), sha256(TEXT.encode()))
 
 

@@ -67,7 +67,7 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
         # Beside the folders of this run's worker processes.
         "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "compiled"),
         "jax_compilation_cache_max_size": 2**32,  # with a limit, JAX locks the folder
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in settings.items():

@@ -67,6 +67,7 @@ def test_mistakes_are_told_before_the_checkpoint_is_opened(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.long
 def test_more_folds_than_works_are_told_before_anything_is_written(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_more_folds_than_works_are_told_before_anything_is_written(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     trained: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.long
 def test_a_comparison_tells_speeds_and_says_who_cannot_run(case: Case) -> None:
     peer = "PyTorch eager" if isinstance(case, Train) else "llama.cpp"
     rows = compare("tiny", [Entry(OURS, case), Entry(peer, case)], "cpu", rounds=2)

@@ -266,6 +266,7 @@ def test_an_index_of_another_text_is_none_of_this_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.corpus
+@pytest.mark.long
 def test_the_real_corpus_is_indexed_and_searched(mirror: Path, tmp_path: Path) -> None:
     where = ["--data-dir", str(tmp_path), "--mirror", str(mirror), "--splits", "train,val"]
     assert data.main(where) == 0

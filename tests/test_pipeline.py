@@ -9,7 +9,7 @@ import pytest
 
 from tests.common import run
 
-pytestmark = pytest.mark.corpus
+pytestmark = [pytest.mark.corpus, pytest.mark.long]
 
 
 def succeed(module: str, arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

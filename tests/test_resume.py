@@ -61,7 +61,12 @@ def uninterrupted_run(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long),
+    ],
 )
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     uninterrupted_run: tuple[Workplace, str], number: int, code: int

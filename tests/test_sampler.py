@@ -97,6 +97,7 @@ def test_greedy_text_equals_the_full_forward_pass(config: ModelConfig, prompt_le
 
 
 @pytest.mark.parametrize("prompt_length", [110, 129, 140])
+@pytest.mark.long
 def test_text_goes_on_the_same_where_its_caches_grow_longer(
     config: ModelConfig, prompt_length: int
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_blend_is_renormalised() -> None:
     np.testing.assert_allclose(jax.nn.softmax(more), [[0.9, 0.1]], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_many_streams_write_what_one_does(config: ModelConfig) -> None:
     """Their prompts are read in shorter chunks, and their caches begin shorter."""
     config = ModelConfig(**vars(config) | {"block_size": 100})

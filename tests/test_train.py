@@ -314,6 +314,7 @@ def test_a_gpus_program_has_no_scatter_no_callback_and_one_adamw() -> None:
 @pytest.mark.parametrize(
     ("architecture", "block_size"), [("gemma", 16), ("gpt2", 15), ("gemma", 131), ("gpt2", 130)]
 )
+@pytest.mark.long
 def test_a_bf16_step_is_close_to_the_f32_one_for_even_and_odd_shapes(
     architecture: str, block_size: int
 ) -> None:

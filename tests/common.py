@@ -24,12 +24,19 @@ DARK = (
     "There are doors beneath the harbour that no tide has opened, and the old men of the quay "
     "will not speak of what the dredgers heard.\n\nI set down what follows while my hand obeys me."
 )
-TEXT = "".join(
-    f"<|{voice}|>\n"
-    + "\n\n".join(f"{body} {number}." for number in range(12))
-    + "\n<|endoftext|>\n"
-    for voice, body in (("wilde", WITTY), ("lovecraft", DARK))
-)
+
+
+def text_of(paragraphs: int) -> str:
+    """A text file of two works, each of so many times its paragraphs."""
+    return "".join(
+        f"<|{voice}|>\n"
+        + "\n\n".join(f"{body} {number}." for number in range(paragraphs))
+        + "\n<|endoftext|>\n"
+        for voice, body in (("wilde", WITTY), ("lovecraft", DARK))
+    )
+
+
+TEXT = text_of(12)
 TINY = ModelConfig(
     architecture="gemma",
     block_size=32,
@@ -66,8 +73,8 @@ class Workplace:
 
     @classmethod
     def make(cls, root: Path, tokenizer: Tokenizer) -> "Workplace":
-        for split in ("train", "val"):
-            (root / f"mixed_{split}.txt").write_text(TEXT)
+        (root / "mixed_train.txt").write_text(TEXT)
+        (root / "mixed_val.txt").write_text(text_of(3))  # shorter: it is read at each evaluation
         (root / "tokenizer.json").write_text(tokenizer.to_json())
         return cls(root)
 

@@ -1,11 +1,5 @@
 import json
-import os
-import pty
 import re
-import select
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import jax.numpy as jnp
@@ -26,6 +20,7 @@ from gothic_jax.writing.sampler import Sampler
 from gothic_jax.writing.settings import Sampling, Settings
 from gothic_jax.writing.writer import Ending, Piece, Writer
 from tests.common import DARK, Workplace
+from tests.terminal import Terminal
 
 SETTINGS = Settings(Sampling(), max_tokens=20, blend={}, seed=5)
 
@@ -376,48 +371,40 @@ def test_a_sample_says_why_it_ended_and_never_shows_what_it_stopped_at(
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> None:
     """The real program at a real terminal."""
-    terminal, theirs = pty.openpty()
-    # A shell starts what it puts in the background with Ctrl-C ignored; a terminal does not.
-    start = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from gothic_jax.commands.chat import main; sys.exit(main())"
-    )
-    program = subprocess.Popen(
-        [sys.executable, "-c", start, "--checkpoint", str(trained_once.out_dir),
-         "--interactive", "--max-tokens", "1000000"],
-        stdin=theirs, stdout=theirs, stderr=theirs,
-        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
-    )  # fmt: skip
-    os.close(theirs)
+    terminal = chat_at_terminal(trained_once, "--max-tokens", "1000000")
+    terminal.type("There are\n")
+    terminal.read_until("seed ")
+    terminal.read_until("There are")
     seen = ""
-
-    def read_more() -> None:
-        nonlocal seen
-        if not select.select([terminal], [], [], 120)[0]:
-            program.kill()
-            raise TimeoutError(f"nothing more after {seen!r}")
-        seen += os.read(terminal, 4096).decode("utf-8", "replace")
-
-    def read_until(part: str) -> None:
-        nonlocal seen
-        while part not in seen:
-            read_more()
-        seen = seen.partition(part)[2]
-
-    read_until("\n> ")
-    os.write(terminal, b"There are\n")
-    read_until("seed ")
-    read_until("There are")
     while len(seen) < 200:
-        read_more()
-    program.send_signal(signal.SIGINT)
-    read_until("(stopped)")
-    read_until("> ")
-    os.write(terminal, b"/temp 0.25\n")
-    read_until("temperature 0.25")
-    os.write(terminal, b"/quit\n")
-    assert program.wait(timeout=30) == 0
-    os.close(terminal)
+        seen += next(terminal.read())
+    terminal.type("\x03")
+    terminal.read_until("(stopped)")
+    terminal.type("/temp 0.25\n")
+    terminal.read_until("temperature 0.25")
+    terminal.type("/quit\n")
+    assert terminal.process.wait() == 0
+    terminal.close()
+
+
+def test_several_pasted_lines_are_one_beginning(trained_once: Workplace) -> None:
+    terminal = chat_at_terminal(trained_once, "--max-tokens", "3")
+    terminal.type("\x1b[200~There are doors\nbeneath the harbour\x1b[201~\n")
+    terminal.read_until("seed ")
+    terminal.read_until("There are doors\r\nbeneath the harbour")
+    terminal.read_until("\n> ")
+    terminal.type("/quit\n")
+    rest = "".join(terminal.read())
+    assert "seed" not in rest
+    assert terminal.process.wait() == 0
+    terminal.close()
+
+
+def chat_at_terminal(workplace: Workplace, *flags: str) -> Terminal:
+    arguments = ["--checkpoint", str(workplace.out_dir), "--interactive", *flags]
+    terminal = Terminal(["-m", "gothic_jax.commands.chat", *arguments], workplace.root)
+    terminal.read_until("> ")
+    return terminal
 
 
 def test_style_tells_the_voice_of_the_last_reply(

@@ -113,6 +113,7 @@ def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_gone(workplace: 
     assert train.main(["--resume", "--out-dir", str(workplace.out_dir), "--max-iters", "7"]) == 0
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_its_own_tokenizer_where_the_file_is_another_by_now(
     workplace: Workplace,
 ) -> None:
@@ -224,6 +225,7 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
     assert "n_layer" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_checkpoints_between_evaluations_come_by_iterations_and_by_minutes(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

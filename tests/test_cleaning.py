@@ -236,7 +236,7 @@ def test_hyphens_and_dashes_part_words() -> None:
 
 def real(mirror: Path, name: str) -> tuple[str, str]:
     """A real work, raw (in Latin-1, to show the bytes) and clean."""
-    manifest = resources.files("gothic_jax").joinpath("works.csv").read_text(encoding="utf-8")
+    manifest = resources.files("gothic_jax").joinpath("text/works.csv").read_text(encoding="utf-8")
     row = next(r for r in csv.DictReader(manifest.splitlines()) if r["file"] == name)
     raw = (mirror / name).read_bytes()
     return raw.decode("latin-1").replace("\r\n", "\n"), clean(raw, row["begin"], row["end"])

@@ -166,7 +166,7 @@ def test_a_broken_config_file_is_told(
         (["--val-file", "nowhere.txt"], "gothic-data"),
         (["--config.model.vocab_size=300"], "--config.model.vocab_size=320"),
         (["--config.batch_size=3"], "2 devices"),
-        (["--config.model.block_size=100000"], "block_size"),
+        pytest.param(["--config.model.block_size=100000"], "block_size", marks=pytest.mark.long),
         (["--config.voice_weights=wilde"], "wilde=0.3,lovecraft=0.7"),
         (["--config.voice_weights=wilde=-1,lovecraft=1"], "below 0"),
         (["--config.voice_weights=wilde=1"], "lovecraft, wilde"),

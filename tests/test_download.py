@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from rich.progress import Progress
 
 from gothic_jax.errors import UserError
 from gothic_jax.text import download
+from gothic_jax.text.corpus import load_manifest
 from gothic_jax.text.download import Item, fetch, is_complete
+from tests.terminal import Terminal
 
 CONTENT = bytes(range(256)) * 1000
 NO_PAUSE = 0.001  # seconds
@@ -26,7 +29,8 @@ class Server:
 
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
-    # For each request in turn: a status to answer, "truncate", "corrupt" or "ignore range".
+    # For each request in turn: a status to answer, "truncate", "corrupt", "ignore range", or
+    # "stall", which sends a part and then nothing until the client leaves.
     faults: list[int | str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
 
@@ -58,6 +62,11 @@ def server() -> Iterator[Server]:
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             body = content[start:]
+            if fault == "stall":
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                self.rfile.read(1)
+                return
             with contextlib.suppress(ConnectionError):  # the client may have had enough
                 self.wfile.write(body[: len(body) // 2] if fault == "truncate" else body)
 
@@ -253,3 +262,22 @@ def test_a_folder_that_cannot_be_made_is_reported_in_one_line(tmp_path: Path) ->
     item = Item(str(source), tmp_path / "raw" / "a.txt", 1, hashlib.sha256(b"x").hexdigest())
     with pytest.raises(UserError, match="--data-dir"):
         fetch([item])
+
+
+def test_ctrl_c_ends_a_stalled_download_and_shows_the_cursor_again(
+    server: Server, tmp_path: Path
+) -> None:
+    """The real command at a real terminal."""
+    server.files = dict.fromkeys((f"/{work.file}" for work in load_manifest()), b"A tale. " * 9999)
+    server.faults = ["stall"] * 8
+    arguments = ["-m", "gothic_jax.commands.data", "--mirror", server.address]
+    terminal = Terminal(arguments, tmp_path)
+    seen = terminal.read_until("Downloading")
+    while len([*tmp_path.rglob("*.part")]) < 8:
+        assert terminal.process.poll() is None
+    terminal.process.send_signal(signal.SIGINT)
+    seen += "".join(terminal.read())
+    terminal.close()
+    assert terminal.process.wait() == 130
+    assert "Traceback" not in seen
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")

@@ -14,7 +14,7 @@ from gothic_jax.model.gpt import graph, init_params
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.tokens import TokenText, load_tokens
 from gothic_jax.text.works import split_works
-from tests.common import TEXT, TINY, Workplace
+from tests.common import TINY, Workplace, text_of
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_loss_is_the_sum_over_windows_computed_one_by_one(
     params = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, init_params(TINY, 0))
     model = nnx.jit(nnx.merge(graph(TINY, jnp.float32), params))
     nats, n_tokens = 0.0, 0
-    for work in split_works(TEXT):
+    for work in split_works(text_of(3)):
         opener = tokenizer.special_tokens[f"<|{work.voice}|>"]
         ids = tokenizer.encode(work.text).tolist()
         for start in range(0, len(ids), TINY.block_size):
@@ -70,7 +70,7 @@ def test_the_loss_is_the_sum_over_windows_computed_one_by_one(
     score = scores(text, tokenizer)["all"]
     assert score.tokens == n_tokens
     assert score.nats == pytest.approx(nats, rel=1e-5)
-    assert score.bytes == sum(len(work.text.encode()) for work in split_works(TEXT))
+    assert score.bytes == sum(len(work.text.encode()) for work in split_works(text_of(3)))
 
 
 def test_voices_add_up_to_all(text: TokenText, tokenizer: Tokenizer) -> None:
@@ -121,7 +121,7 @@ def test_command_gives_the_trainers_own_validation_figures(
 ) -> None:
     copy = trained.root / "elsewhere" / "mixed_val.txt"
     copy.parent.mkdir()
-    copy.write_text(TEXT)
+    copy.write_text((trained.root / "mixed_val.txt").read_text())
     file = str(copy)
     assert evaluate.main(["--checkpoint", f"{trained.out_dir}/latest", "--file", file]) == 0
     table = capsys.readouterr().out

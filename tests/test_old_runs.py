@@ -40,6 +40,7 @@ def test_it_opens(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert opened.seal in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_it_resumes_with_the_losses_that_it_had(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

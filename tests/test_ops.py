@@ -37,12 +37,16 @@ def transposed(x: jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_and_their_gradients_are_the_textbook_ones(shape: tuple[int, ...]) -> None:
     a, b, gradient = operands(shape)
-    product, pull = jax.vjp(lambda a, b: matmul(a, b, jnp.float32), a, b)
-    to_a, to_b = pull(gradient)
-    other, pull = jax.vjp(
-        lambda a, b: matmul_transposed(a, b, jnp.float32), a, jnp.asarray(transposed(b))
-    )
-    other_to_a, other_to_b = pull(gradient)
+
+    @jax.jit
+    def products(a: jax.Array, b: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
+        product, pull = jax.vjp(lambda a, b: matmul(a, b, jnp.float32), a, b)
+        other, pull_other = jax.vjp(
+            lambda a, b: matmul_transposed(a, b, jnp.float32), a, b.swapaxes(-1, -2)
+        )
+        return product, *pull(gradient), other, *pull_other(gradient)
+
+    product, to_a, to_b, other, other_to_a, other_to_b = products(a, b, gradient)
     for ours, expected in (
         (product, np.asarray(a) @ np.asarray(b)),
         (to_a, np.asarray(gradient) @ transposed(b)),

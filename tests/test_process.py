@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 
 
 @pytest.mark.parametrize("already", [None, "glibc.malloc.arena_max=1"])
-def test_a_process_starts_anew_once_with_huge_pages_and_keeps_a_users_own_choice(
+def test_a_process_starts_again_once_with_huge_pages_and_keeps_a_users_own_choice(
     already: str | None,
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
@@ -37,7 +36,7 @@ def test_a_process_starts_anew_once_with_huge_pages_and_keeps_a_users_own_choice
     assert process.communicate(timeout=60)[0] == f"{process.pid} {expected} two words\n"
 
 
-def test_a_folder_is_held_by_one_and_left_as_it_was_found(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process_and_left_as_it_was_found(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "new"
     with exclusive(folder):
         with pytest.raises(UserError, match=f"PID {os.getpid()}"), exclusive(folder):
@@ -51,19 +50,37 @@ def test_a_folder_is_held_by_one_and_left_as_it_was_found(tmp_path: Path) -> Non
     assert (folder / "1").is_dir()
 
 
-def test_a_signal_is_noted_and_interrupts_only_what_may_be_interrupted() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_interrupts_only_what_may_be_interrupted(number: int) -> None:
     with StopSignal().watched() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        os.kill(os.getpid(), number)
+        assert stop.received == number
+        # The next one ends the process at once.
+        assert signal.getsignal(number) is signal.SIG_DFL
         with pytest.raises(Interrupted), stop.interrupts():
-            raise AssertionError("this is not to be reached")
+            raise AssertionError("this must not be reached")
 
     def signalled_at_work() -> None:
         with stop.interrupts():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            os.kill(os.getpid(), number)
+            raise AssertionError("this must not be reached")
 
     with StopSignal().watched() as stop, pytest.raises(Interrupted):
         signalled_at_work()
-    assert stop.received == signal.SIGINT
+    assert stop.received == number
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGINT])
+def test_a_repeated_hangup_changes_nothing(first: int) -> None:
+    """In a process of its own: a hangup closes the terminal for the whole process."""
+    program = f"""
+import os, signal
+from gothic_jax.machine.process import StopSignal
+with StopSignal().watched() as stop:
+    for number in ({int(first)}, signal.SIGHUP, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    print(stop.received)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{int(first)}\n")
+    assert done.stderr.count("saving and stopping") == 1

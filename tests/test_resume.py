@@ -102,7 +102,7 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("at", [3, 6])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.long), 6])
 def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

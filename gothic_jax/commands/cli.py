@@ -14,10 +14,11 @@ from gothic_jax.machine.process import end_on_interrupt
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to an option's help, unless it is None or the help names it."""
+    """Adds the default to an option's help, unless it is a switch, or the help names it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or "default:" in (action.help or ""):
+        is_switch = action.nargs == 0
+        if is_switch or action.default is None or "default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
@@ -80,7 +81,10 @@ def command(
                 # A stdout that failed fails again; otherwise the error is not stdout's.
                 if not (code := _flush_stdout(program, 0, last="\n")):
                     raise
-            return _flush_stdout(program, code)
+            code = _flush_stdout(program, code)
+            if argv is None and code == 130:
+                os._exit(code)  # at once: a thread may be waiting for the network
+            return code
 
         return entry
 

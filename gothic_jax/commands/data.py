@@ -8,6 +8,7 @@ from typing import Any
 
 from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
+from gothic_jax.machine.process import catch_interrupts
 from gothic_jax.text.voices import RESERVED_VOICES, VOICE_NAME
 
 
@@ -18,6 +19,8 @@ def main(argv: Sequence[str]) -> None:
     # Slow imports, for which --help and mistyped options should not wait.
     from gothic_jax.text import corpus, repeats
     from gothic_jax.text.download import fetch
+
+    catch_interrupts()  # the progress bar has hidden the cursor, and shows it again
 
     manifest = corpus.load_manifest()
     splits = _chosen(args.splits, corpus.SPLITS, "split", "--splits")

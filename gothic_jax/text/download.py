@@ -74,13 +74,16 @@ def fetch(items: Sequence[Item], jobs: int = 8, first_pause: float = FIRST_PAUSE
     stop = threading.Event()
     with _progress_bar(sum(item.size for item in missing)) as progress:
         session = _Session(stop, first_pause, progress)
-        with ThreadPoolExecutor(min(jobs, len(missing))) as pool:
-            try:
-                futures = [pool.submit(_fetch_or_stop_all, item, session) for item in missing]
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+        pool = ThreadPoolExecutor(min(jobs, len(missing)))
+        try:
+            futures = [pool.submit(_fetch_or_stop_all, item, session) for item in missing]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:  # Ctrl-C, which must not wait for a server that sends nothing
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        stop.set()
+        pool.shutdown(cancel_futures=True)
     _raise_first_error(futures)
     return len(missing)
 

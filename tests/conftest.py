@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import jax
 import pytest
 
@@ -39,11 +40,24 @@ def workplace(tmp_path: Path, tokenizer: Tokenizer) -> Workplace:
     return Workplace.make(tmp_path, tokenizer)
 
 
+def folder_of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This run's temporary folder, also in a worker process of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Workplace:
-    workplace = Workplace.make(tmp_path_factory.mktemp("trained"), tokenizer)
-    assert workplace.train() == 0
-    return workplace
+    """A finished run of six iterations; the first worker that needs it trains it."""
+    folder = folder_of_all_workers(tmp_path_factory)
+    root = folder / "trained"
+    with filelock.FileLock(folder / "trained.lock"):
+        if root.exists():
+            return Workplace(root)
+        root.mkdir()
+        workplace = Workplace.make(root, tokenizer)
+        assert workplace.train() == 0
+        return workplace
 
 
 @pytest.fixture
@@ -64,8 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Many tests, and the commands they start, compile the same tiny programs."""
     settings = {
-        # Beside the folders of this run's worker processes.
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "compiled"),
+        "jax_compilation_cache_dir": str(folder_of_all_workers(tmp_path_factory) / "compiled"),
         "jax_compilation_cache_max_size": 2**32,  # with a limit, JAX locks the folder
         "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": -1,

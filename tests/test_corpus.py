@@ -359,6 +359,7 @@ def test_help_does_not_wait_for_slow_imports(small: Path) -> None:
 
 
 @pytest.mark.corpus
+@pytest.mark.long
 def test_the_real_corpus_has_no_leak_and_drops_the_reprinted_essays(
     mirror: Path, tmp_path: Path
 ) -> None:

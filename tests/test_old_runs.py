@@ -51,6 +51,7 @@ def test_it_resumes_with_the_losses_that_it_had(
     assert now == pytest.approx(then, abs=2e-3)  # the last digits depend on the processor
 
 
+@pytest.mark.long
 def test_its_receipts_replay(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(1, 5):
         assert chat.main(["--replay", f"{run}/samples.jsonl:{number}"]) == 0

@@ -43,7 +43,8 @@ def test_a_terminal_without_escape_codes_gets_the_plain_lines(
     assert "\x1b" not in seen
 
 
-@pytest.mark.parametrize("term", ["xterm", pytest.param("dumb", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_a_closed_terminal_saves_and_stops(workplace: Workplace, term: str) -> None:
     arguments = ["-m", "gothic_jax.train", *workplace.arguments(**LONG)]
     terminal = Terminal(arguments, workplace.root, TERM=term)

@@ -73,6 +73,7 @@ def test_k_micro_batches_equal_one_batch_of_all() -> None:
     assert_close(state.params, other.params, atol=2e-5)
 
 
+@pytest.mark.long
 def test_every_token_counts_the_same_however_windows_are_filled() -> None:
     """Windows of 32, 20 and 5 tokens: the mean is over the 57, in one batch and in three."""
     whole = tiny_config(gradient_accumulation_steps=1, batch_size=3)

@@ -54,7 +54,7 @@ def measure(device: str, rounds: int) -> list[Figure]:
         chat = ["chat", "--checkpoint", str(work / "laptop"), "--prompt", PROMPT]
         chat += ["--max-tokens", "16"]
         waits = {
-            "gothic-chat, first word": (chat, PROMPT.encode() + b" "),
+            "gothic-chat, first word": (chat, PROMPT.encode()),
             "gothic-train, first iteration": ([*train, "--out-dir", str(work / "run")], b"\n1/"),
         }
         figures = [("--help, slowest of the commands", max(helps), "s")]
@@ -77,14 +77,15 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def _seconds(command: Sequence[str], environment: Mapping[str, str], awaited: bytes) -> float:
-    """From the start of a command until its output holds `awaited`. The command is then killed."""
+    """From the start of a command until something follows `awaited` in its output; it is then
+    killed."""
     started = time.perf_counter()
     with subprocess.Popen(
         _arguments(command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, bufsize=0
     ) as process:
         assert process.stdout is not None
         output = b""
-        while awaited not in output:
+        while not output.partition(awaited)[2]:
             part = process.stdout.read(4096)
             if not part:
                 raise RuntimeError(f"{' '.join(command)} ended before {awaited!r}")

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gothic_jax.model.attention import (
@@ -41,6 +42,9 @@ Attend = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
 Product = Callable[[Float[Array, "n inputs"], Array], Float[Array, "n outputs"]]
 """(rows, kernel) -> rows times kernel, in f32."""
 
+Rngs = nnx.Rngs | None
+"""What new parameters are drawn from; None where only their shapes are of interest."""
+
 INIT_STD = 0.02
 """Standard deviation of initial weights, as in GPT-2 and Transformers' Gemma."""
 
@@ -48,21 +52,22 @@ INIT_STD = 0.02
 class GPT(nnx.Module):
     """A decoder-only language model. Parameters are f32; `dtype` is what it computes in.
 
+    Without `rngs` all matrices are zero, which is enough for their shapes.
     With `streamed` it is for decoding, where each weight is read for a few rows only: it then
     takes the parameters that `streamed_params` gives.
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs, streamed: bool = False
+        self, config: ModelConfig, *, dtype: Any, rngs: Rngs = None, streamed: bool = False
     ) -> None:
         shape = (config.vocab_size, config.n_embd)
         gemma = config.architecture == "gemma"
         self.dtype = dtype
         self.n_layer = config.n_layer
-        self.token_embedding = _normal(rngs, shape, _embedding_std(config))
+        self.token_embedding = _param(normal(_embedding_std(config)), rngs, shape)
         self.embedding_scale = math.sqrt(config.n_embd) if gemma else 1.0
         self.position_embedding = (
-            None if gemma else _normal(rngs, (config.block_size, config.n_embd), INIT_STD)
+            None if gemma else _param(normal(INIT_STD), rngs, (config.block_size, config.n_embd))
         )
         # One object for all layers, so that they are equal but for their parameters.
         product: Product = streamed_product if streamed else functools.partial(matmul, dtype=dtype)
@@ -165,7 +170,7 @@ class GPT(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block: attention, then MLP, each added to its input."""
 
-    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs, **layer: Any) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: Rngs, **layer: Any) -> None:
         self.attention_norm = _norm(config, dtype, rngs)
         self.attention = Attention(config, dtype=dtype, rngs=rngs, **layer)
         self.mlp_norm = _norm(config, dtype, rngs)
@@ -244,18 +249,14 @@ class Linear(nnx.Module):
         biased: bool,
         product: Product,
         dtype: Any,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         streamed: bool,
     ) -> None:
         self.dtype = dtype
         self.product = product
         shape = (out_features, in_features) if streamed else (in_features, out_features)
-        self.kernel = _normal(rngs, shape, std)
-        self.bias = (
-            nnx.Param(nnx.initializers.zeros(rngs.params(), (out_features,), jnp.float32))
-            if biased
-            else None
-        )
+        self.kernel = _param(normal(std), rngs, shape)
+        self.bias = _param(zeros, rngs, (out_features,)) if biased else None
 
     def __call__(self, x: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
         """The layer's output for each row."""
@@ -274,11 +275,14 @@ def _drop(dropout: nnx.Dropout, x: Array, key: PRNGKeyArray | None) -> Array:
     return dropout(x, deterministic=key is None, rngs=key)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, int], std: float) -> nnx.Param[Array]:
-    return nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape, jnp.float32))
+def _param(initial: Callable[..., Array], rngs: Rngs, shape: tuple[int, ...]) -> nnx.Param[Array]:
+    if rngs is None:
+        return nnx.Param(jnp.zeros(shape, jnp.float32))
+    return nnx.Param(initial(rngs.params(), shape, jnp.float32))
 
 
-def _norm(config: ModelConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+def _norm(config: ModelConfig, dtype: Any, rngs: Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    rngs = rngs or nnx.Rngs(0)  # the initial values of norms are not random
     if config.architecture == "gemma":
         return nnx.RMSNorm(config.n_embd, epsilon=1e-6, dtype=dtype, rngs=rngs)
     return nnx.LayerNorm(
@@ -314,7 +318,7 @@ def graph(config: ModelConfig, dtype: Any, *, streamed: bool = False) -> "nnx.Gr
 
     `streamed` is as in GPT.
     """
-    model = nnx.eval_shape(lambda: GPT(config, dtype=dtype, rngs=nnx.Rngs(0), streamed=streamed))
+    model = nnx.eval_shape(lambda: GPT(config, dtype=dtype, streamed=streamed))
     return nnx.split(model)[0]
 
 
@@ -332,18 +336,16 @@ def streamed_params(params: Params, dtype: Any) -> Params:
 
 def init_params(config: ModelConfig, seed: int) -> Params:
     """New parameters, drawn from `seed`."""
-
-    @jax.jit
-    def initialise() -> Params:
-        model = GPT(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
-        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-    return initialise()
+    return jax.jit(lambda: _params_of(config, nnx.Rngs(seed)))()
 
 
 def abstract_params(config: ModelConfig) -> Params:
     """The shapes and types of `init_params`, without their values."""
-    return jax.eval_shape(functools.partial(init_params, config, 0))
+    return jax.eval_shape(lambda: _params_of(config, None))
+
+
+def _params_of(config: ModelConfig, rngs: Rngs) -> Params:
+    return nnx.to_pure_dict(nnx.state(GPT(config, dtype=jnp.float32, rngs=rngs), nnx.Param))
 
 
 def parameter_count(params: Params) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from gothic_jax.machine.device import default_device
 from gothic_jax.model.attention import KVCache
@@ -36,7 +36,7 @@ class _Filter(NamedTuple):
 class _Manner(NamedTuple):
     """How the tokens of a call are drawn."""
 
-    keys: Key[Array, " text"]
+    seed: UInt32[Array, ""]
     settings: _Filter
     weights: Float[Array, " voice"]
 
@@ -139,8 +139,10 @@ class Sampler:
         candidates: int,
     ) -> tuple[list[KVCache], Int[Array, " row"], Int[Array, "text chunk"]]:
         model = self._model(params)
-        keys, settings, weights = manner
+        seed, settings, weights = manner
         voices = weights.size
+        fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        keys = fold_in(jax.random.key(seed), jnp.arange(len(last) // voices))
 
         def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Array]:
             recent, last = carry
@@ -205,22 +207,19 @@ class Sampler:
         sampling.validate()
         block = self.config.block_size
         voices = len(weights)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-            jax.random.key(seed), jnp.arange(len(prompt) // voices)
-        )
         settings = _Filter(
-            jnp.float32(sampling.temperature),
-            jnp.int32(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size)),
-            jnp.float32(sampling.top_p),
+            _host(sampling.temperature, np.float32),
+            _host(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size), np.int32),
+            _host(sampling.top_p, np.float32),
         )
-        manner = _Manner(keys, settings, jnp.asarray(weights, jnp.float32))
+        manner = _Manner(_host(seed, np.uint32), settings, _host(weights, np.float32))
         candidates = _candidates(sampling.top_k, self.config.vocab_size)
         params = self._params(params)
         context = keep_window(prompt, block)
         written = 0
         while written < max_tokens:
             caches, position = self._read(params, context)
-            last = jnp.asarray(context[:, -1])
+            last = context[:, -1]
             pieces: list[np.ndarray] = []
             budget = min(block - position, max_tokens - written)
             unread = None
@@ -230,8 +229,8 @@ class Sampler:
                     params,
                     caches,
                     last,
-                    jnp.int32(position + done),
-                    jnp.int32(written + done),
+                    _host(position + done, np.int32),
+                    _host(written + done, np.int32),
                     manner,
                     candidates,
                 )
@@ -259,8 +258,8 @@ class Sampler:
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
         for start in range(0, padded, size):
-            chunk = jnp.asarray(tokens[:, start : start + size])
-            caches = self._prefill(params, caches, chunk, jnp.int32(start))
+            chunk = tokens[:, start : start + size]
+            caches = self._prefill(params, caches, chunk, _host(start, np.int32))
         return caches, length - 1
 
 
@@ -271,6 +270,11 @@ def keep_window(
     if tokens.shape[1] <= length:
         return tokens
     return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
+
+
+def _host(value: Any, dtype: Any) -> Any:
+    """A NumPy array, which a program takes as it is: `jnp.asarray` would compile one for it."""
+    return np.asarray(value, dtype)
 
 
 def _halved(length: int, batch: int, limit: int, *, least: int) -> int:

@@ -219,7 +219,7 @@ class Sampler:
         written = 0
         while written < max_tokens:
             caches, position = self._read(params, context)
-            last = context[:, -1]
+            last = jax.device_put(context[:, -1])
             pieces: list[np.ndarray] = []
             budget = min(block - position, max_tokens - written)
             unread = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gothic_jax.measuring.novelty import build
-from tests.common import Workplace
+from tests.common import TEXT, Workplace
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "attribution.py"))
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     trained: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert trained.train("--resume", max_iters=7) == 0  # with the text of this folder
-    build(trained.root / "mixed_train.txt", (trained.root / "mixed_val.txt").read_text())
+    build(trained.root / "mixed_train.txt", TEXT)
     output = tmp_path / "report.json"
     flags = ["--output", str(output), "--folds", "2", "--words", "30", "--per-prompt", "2"]
     capsys.readouterr()

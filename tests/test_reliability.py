@@ -25,7 +25,7 @@ def kept(figure: Figure, trials: int) -> None:
 
 
 def test_a_killed_run_ends_like_one_that_nothing_disturbed(workplace: Workplace) -> None:
-    kept(kills.sigkill(workplace, 20), 20)
+    kept(kills.sigkill(workplace, 10), 10)
 
 
 def test_a_kill_at_any_rename_or_fsync_of_a_save_is_survived(

@@ -208,18 +208,18 @@ class Sampler:
         block = self.config.block_size
         voices = len(weights)
         settings = _Filter(
-            _host(sampling.temperature, np.float32),
-            _host(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size), np.int32),
-            _host(sampling.top_p, np.float32),
+            _put(sampling.temperature, np.float32),
+            _put(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size), np.int32),
+            _put(sampling.top_p, np.float32),
         )
-        manner = _Manner(_host(seed, np.uint32), settings, _host(weights, np.float32))
+        manner = _Manner(_put(seed, np.uint32), settings, _put(weights, np.float32))
         candidates = _candidates(sampling.top_k, self.config.vocab_size)
         params = self._params(params)
         context = keep_window(prompt, block)
         written = 0
         while written < max_tokens:
             caches, position = self._read(params, context)
-            last = jax.device_put(context[:, -1])
+            last = _put(context[:, -1], np.int32)
             pieces: list[np.ndarray] = []
             budget = min(block - position, max_tokens - written)
             unread = None
@@ -229,8 +229,8 @@ class Sampler:
                     params,
                     caches,
                     last,
-                    _host(position + done, np.int32),
-                    _host(written + done, np.int32),
+                    _put(position + done, np.int32),
+                    _put(written + done, np.int32),
                     manner,
                     candidates,
                 )
@@ -258,8 +258,8 @@ class Sampler:
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
         for start in range(0, padded, size):
-            chunk = tokens[:, start : start + size]
-            caches = self._prefill(params, caches, chunk, _host(start, np.int32))
+            chunk = _put(tokens[:, start : start + size], np.int32)
+            caches = self._prefill(params, caches, chunk, _put(start, np.int32))
         return caches, length - 1
 
 
@@ -272,9 +272,9 @@ def keep_window(
     return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
 
 
-def _host(value: Any, dtype: Any) -> Any:
-    """A NumPy array, which a program takes as it is: `jnp.asarray` would compile one for it."""
-    return np.asarray(value, dtype)
+def _put(value: Any, dtype: Any) -> Array:
+    """An array on the default device. `jnp.asarray` would compile a program for it."""
+    return jax.device_put(np.asarray(value, dtype))
 
 
 def _halved(length: int, batch: int, limit: int, *, least: int) -> int:

@@ -87,6 +87,11 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
+def comes_back(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether the bytes of a text's tokens are those of the text."""
+    return b"".join(tokenizer.token_bytes[i] for i in tokenizer.encode(text)) == text.encode()
+
+
 def _try_tokenizers(path: str, first: int, last: int) -> None:
     """In a process of its own: says the number of each trial before it begins."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -99,8 +104,7 @@ def _try_tokenizers(path: str, first: int, last: int) -> None:
             if "\n" in str(error) or len(str(error)) > 500:
                 print(f"wrong {number}: {error!r:.300}", flush=True)
             continue
-        ids = tokenizer.encode(PROBE).tolist()
-        if tokenizer.decode(ids, skip_special_tokens=False) != PROBE:
+        if not comes_back(PROBE, tokenizer):
             print(f"wrong {number}: text comes back as another", flush=True)
 
 
@@ -264,10 +268,8 @@ def texts(workplace: Workplace, count: int, *, long: bool) -> Figure:
             except Exception as error:
                 wrong.append(f"text {trial}: {content!r:.200}: {type(error).__name__}: {error}")
                 continue
-            for work in split_works(text):
-                ids = list(tokenizer.encode(work.text))
-                if tokenizer.decode(ids, skip_special_tokens=False) != work.text:
-                    wrong.append(f"text {trial}: {content!r:.200}: comes back as another")
+            if not all(comes_back(work.text, tokenizer) for work in split_works(text)):
+                wrong.append(f"text {trial}: {content!r:.200}: comes back as another")
     if long:
         wrong += _long_texts(workplace)
     return Figure(

@@ -136,10 +136,11 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(
 def test_best_and_patience_live_on_after_a_resume(
     workplace: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoiling = {"learning_rate": 10.0, "warmup_iters": 0, "eval_interval": 2}
-    assert workplace.train(max_iters=4, **spoiling) == 0
+    # A learning rate this low changes no parameter: no evaluation is better than the first.
+    idle = {"learning_rate": 1e-30, "warmup_iters": 0, "eval_interval": 2}
+    assert workplace.train(max_iters=4, **idle) == 0
     best = checkpoint.locate(str(workplace.out_dir)).meta.best_val_loss
-    assert workplace.train("--resume", max_iters=40, patience=3, **spoiling) == 0
-    assert "has not improved for 3 evaluations" in capsys.readouterr().out
+    assert workplace.train("--resume", max_iters=40, patience=3, **idle) == 0
+    assert "stopped at iteration 8: validation has not improved for 3 evaluations" in capsys.readouterr().out
     latest = checkpoint.locate(f"{workplace.out_dir}/latest").meta
     assert latest.best_val_loss == best

@@ -336,7 +336,9 @@ def streamed_params(params: Params, dtype: Any) -> Params:
 
 def init_params(config: ModelConfig, seed: int) -> Params:
     """New parameters, drawn from `seed`."""
-    return jax.jit(lambda: _params_of(config, nnx.Rngs(seed)))()
+    # Not jitted: layers share the programs of their shapes, and one program of all would take
+    # longer to compile, and even to load from the cache.
+    return _params_of(config, nnx.Rngs(seed))
 
 
 def abstract_params(config: ModelConfig) -> Params:

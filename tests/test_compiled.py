@@ -50,6 +50,17 @@ def test_the_second_process_compiles_nothing_again(tmp_path: Path) -> None:
     assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == 0
 
 
+def test_a_user_without_a_home_compiles_without_a_cache(tmp_path: Path) -> None:
+    # Neither in the environment nor in the list of users.
+    nobody = "import os, pwd; os.environ.pop('HOME'); pwd.getpwuid = {}.__getitem__\n"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))}
+    program = nobody + PROGRAM.format(programs=1, limit=2**28)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "no time of use"])
 def test_a_broken_entry_is_compiled_again_and_replaced(tmp_path: Path, damage: str) -> None:
     run(tmp_path)

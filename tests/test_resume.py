@@ -141,6 +141,9 @@ def test_best_and_patience_live_on_after_a_resume(
     assert workplace.train(max_iters=4, **idle) == 0
     best = checkpoint.locate(str(workplace.out_dir)).meta.best_val_loss
     assert workplace.train("--resume", max_iters=40, patience=3, **idle) == 0
-    assert "stopped at iteration 8: validation has not improved for 3 evaluations" in capsys.readouterr().out
+    assert (
+        "stopped at iteration 8: validation has not improved for 3 evaluations"
+        in capsys.readouterr().out
+    )
     latest = checkpoint.locate(f"{workplace.out_dir}/latest").meta
     assert latest.best_val_loss == best

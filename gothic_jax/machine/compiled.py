@@ -23,16 +23,16 @@ _ENTRY, _USED, _CHECKED = "-cache", "-atime", ".checked"
 def cache_compiled_programs() -> None:
     """Lets this process take compiled programs from the cache, and add its own.
 
-    Does nothing where the folder cannot be written.
+    Does nothing where the folder cannot be written, or the user has no home.
     """
     enabled: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined, unused-ignore]
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not enabled:
         return
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         delete_broken(folder)
-    except OSError:
+    except (OSError, RuntimeError):  # Path.home raises the latter
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

@@ -52,13 +52,13 @@ INIT_STD = 0.02
 class GPT(nnx.Module):
     """A decoder-only language model. Parameters are f32; `dtype` is what it computes in.
 
-    Without `rngs` all matrices are zero, which is enough for their shapes.
+    With `rngs` None all matrices are zero, which is enough for their shapes.
     With `streamed` it is for decoding, where each weight is read for a few rows only: it then
     takes the parameters that `streamed_params` gives.
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: Any, rngs: Rngs = None, streamed: bool = False
+        self, config: ModelConfig, *, dtype: Any, rngs: Rngs, streamed: bool = False
     ) -> None:
         shape = (config.vocab_size, config.n_embd)
         gemma = config.architecture == "gemma"
@@ -318,7 +318,7 @@ def graph(config: ModelConfig, dtype: Any, *, streamed: bool = False) -> "nnx.Gr
 
     `streamed` is as in GPT.
     """
-    model = nnx.eval_shape(lambda: GPT(config, dtype=dtype, streamed=streamed))
+    model = nnx.eval_shape(lambda: GPT(config, dtype=dtype, rngs=None, streamed=streamed))
     return nnx.split(model)[0]
 
 

@@ -14,6 +14,7 @@ import pytest
 from gothic_jax.commands.data import main
 from gothic_jax.text import corpus
 from gothic_jax.text.corpus import Work, load_manifest
+from gothic_jax.text.works import SPLITS
 
 Run = Callable[..., int]
 
@@ -33,7 +34,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mirror of six small works, which the manifest lists in place of the real ones."""
     works = []
     for n, (voice, split) in enumerate(
-        (voice, split) for voice in ("wilde", "lovecraft") for split in corpus.SPLITS
+        (voice, split) for voice in ("wilde", "lovecraft") for split in SPLITS
     ):
         raw = f"{voice.upper()}\r\n\r\n{prose(n)}\r\n".encode()
         path = tmp_path / "mirror" / voice / f"{split}.txt"
@@ -72,12 +73,12 @@ def test_the_manifest_lists_every_work_with_address_hash_voice_and_split() -> No
     assert len(works) == len({w.file for w in works}) == 90
     assert {w.voice for w in works} == {"wilde", "lovecraft"}
     for work in works:
-        assert work.split in corpus.SPLITS
+        assert work.split in SPLITS
         assert work.url.startswith("https://")
         assert len(work.sha256) == 64
         assert work.file.startswith(f"{work.voice}/")
     for voice in ("wilde", "lovecraft"):
-        assert {w.split for w in works if w.voice == voice} == set(corpus.SPLITS)
+        assert {w.split for w in works if w.voice == voice} == set(SPLITS)
 
 
 @pytest.mark.corpus
@@ -94,7 +95,7 @@ def test_the_manifest_has_the_hashes_of_the_mirror(mirror: Path) -> None:
 def test_each_voice_and_split_has_a_file_of_marked_works(small: Path) -> None:
     assert main(["--mirror", "mirror"]) == 0
     files = processed(small)
-    names = {f"{v}_{s}.txt" for v in ("wilde", "lovecraft", "mixed") for s in corpus.SPLITS}
+    names = {f"{v}_{s}.txt" for v in ("wilde", "lovecraft", "mixed") for s in SPLITS}
     assert set(files) == names | {"report.json"}
     body = f"LOVECRAFT\n\n{prose(4)}"
     assert files["lovecraft_val.txt"] == f"<|lovecraft|>\n{body}\n<|endoftext|>\n"
@@ -198,7 +199,7 @@ def test_own_files_are_split_by_file(small: Path, count: int, sizes: list[int]) 
     assert main(["--voices", "none", "--add", "poe=own/*.txt"]) == 0
     report = json.loads(processed(small)["report.json"])
     poe = report["counts"]["poe"]
-    assert [poe.get(split, {"works": 0})["works"] for split in corpus.SPLITS] == sizes
+    assert [poe.get(split, {"works": 0})["works"] for split in SPLITS] == sizes
     assert processed(small)["poe_train.txt"].startswith('<|poe|>\n"Own ')
 
 
@@ -214,20 +215,36 @@ def test_a_single_file_is_split_by_position(small: Path) -> None:
     Path("diary.txt").write_text(body)
     assert main(["--voices", "none", "--add", "me=diary.txt"]) == 0
     files = processed(small)
-    parts = [files[f"me_{s}.txt"].split("\n", 1)[1] for s in corpus.SPLITS]
+    parts = [files[f"me_{s}.txt"].split("\n", 1)[1] for s in SPLITS]
     assert "\n\n".join(p.removesuffix("\n<|endoftext|>\n") for p in parts) == body
     shares = [len(part) / len(body) for part in parts]
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
 
 
-@pytest.mark.parametrize(("paragraphs", "splits"), [(1, 1), (2, 2), (3, 3)])
-def test_a_file_of_few_paragraphs(
-    small: Path, capsys: pytest.CaptureFixture[str], paragraphs: int, splits: int
+@pytest.mark.parametrize(
+    ("text", "splits"),
+    [
+        ("A line of a few words", 1),
+        (prose(5, 2), 2),
+        (prose(5, 3), 3),
+        ("\n".join(prose(5, 30).split("\n\n")), 3),
+        ("One. Two. Three. Four. Five. Six.", 3),
+        (" ".join(prose(5, 30).split()), 3),
+        ("".join(chr(0x4E00 + n) for n in range(1500)), 3),
+    ],
+    ids=["a line", "2 paragraphs", "3 paragraphs", "lines", "sentences", "words", "ideographs"],
+)
+def test_a_single_file_is_cut_at_what_it_has(
+    small: Path, capsys: pytest.CaptureFixture[str], text: str, splits: int
 ) -> None:
-    Path("diary.txt").write_text(prose(5, paragraphs))
+    Path("diary.txt").write_text(text)
     assert main(["--voices", "none", "--add", "me=diary.txt"]) == 0
-    assert ("nothing is held out" in capsys.readouterr().err) == (splits == 1)
-    assert sum(name.startswith("me_") for name in processed(small)) == splits
+    assert ("too short to hold out" in capsys.readouterr().err) == (splits == 1)
+    files = processed(small)
+    parts = [files[f"me_{s}.txt"] for s in SPLITS if f"me_{s}.txt" in files]
+    assert len(parts) == splits
+    bodies = [part.split("\n", 1)[1].removesuffix("\n<|endoftext|>\n") for part in parts]
+    assert "".join("".join(bodies).split()) == "".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -286,12 +303,14 @@ def test_a_file_that_repeats_itself_is_a_leak(
         (["--add", "wilde=x.txt"], "--voices"),
         (["--add", "poe=*.nothing"], "no file matches"),
         (["--add", "poe=[ab]*.nothing"], "write [[] for [ in a name"),
-        (["--add", "poe=folder/"], "write 'folder/*.txt'"),
+        (["--add", "poe=folder/"], "there is no .txt file in folder/"),
+        (["--add", "poe=one.txt", "--encoding", "utf-99"], "try cp1252"),
+        (["--add", "poe=latin.txt", "--encoding", "ascii"], "byte 3 (line 1) is not ascii"),
         (["--add", "poe=a**b"], "cannot be searched"),
         (["--add", f"poe={'x' * 300}.txt"], "cannot be searched (File name too long)"),
         (["--add", "poe=~no-such-user/*.txt"], "cannot be searched"),
         (["--add", "poe=empty.txt"], "contains no text"),
-        (["--add", "poe=nul.txt"], "not plain text"),
+        (["--add", "poe=nul.txt"], "byte 3 (line 1) is NUL, so it is not plain text"),
         (["--add", "me=one.txt", "--voices", "none", "--splits", "test"], "leaves no texts"),
     ],
 )
@@ -301,6 +320,7 @@ def test_bad_input_names_its_cure(
     Path("folder").mkdir()
     Path("empty.txt").write_text(" \n\n")
     Path("nul.txt").write_bytes(b"GIF\0")
+    Path("latin.txt").write_bytes(b"caf\xe9\n")
     Path("one.txt").write_text("One paragraph.\n\nAnd another.")
     mirror = [] if "--mirror" in arguments else ["--mirror", "mirror"]
     assert main([*mirror, *arguments]) == 2
@@ -352,7 +372,7 @@ def test_help_does_not_wait_for_slow_imports(small: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "gothic_jax.commands.cli" in imported
-    assert not imported & {"rich", "http.client", "unicodedata", "numpy", "jax"}
+    assert not imported & {"rich", "http.client", "chardet", "numpy", "jax"}
 
 
 # The real texts
@@ -366,7 +386,7 @@ def test_the_real_corpus_has_no_leak_and_drops_the_reprinted_essays(
     there = {w.split for w in load_manifest()} - {
         w.split for w in load_manifest() if not (mirror / w.file).exists()
     }
-    splits = ",".join(s for s in corpus.SPLITS if s in there)
+    splits = ",".join(s for s in SPLITS if s in there)
     assert main(["--mirror", str(mirror), "--splits", splits, "--data-dir", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "processed" / "report.json").read_text())
     assert report["overlap"]["leaks"] == []
@@ -377,5 +397,5 @@ def test_the_real_corpus_has_no_leak_and_drops_the_reprinted_essays(
         body = (tmp_path / "processed" / f"{voice}_train.txt").read_text(encoding="utf-8")
         for leftover in ("_", "*", "Project Gutenberg", "http", "www.", "Footnote", "  ", "--"):
             assert leftover not in body
-        assert not set("“”‘’\r\t") & set(body)  # noqa: RUF001
+        assert not set("“”‘’\r\t") & set(body)
         assert body.count("<|") == 2 * report["counts"][voice]["train"]["works"]

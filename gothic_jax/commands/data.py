@@ -4,12 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
 from gothic_jax.machine.process import catch_interrupts
+from gothic_jax.text.typography import MODES, PLAIN
 from gothic_jax.text.voices import RESERVED_VOICES, VOICE_NAME
+from gothic_jax.text.works import SPLITS
+
+if TYPE_CHECKING:
+    from gothic_jax.text.own import OwnFile
 
 
 @command("gothic-data")
@@ -17,20 +22,24 @@ def main(argv: Sequence[str]) -> None:
     """Writes the texts of each voice and split, and a report about them."""
     args = _parser().parse_args(argv)
     # Slow imports, for which --help and mistyped options should not wait.
-    from gothic_jax.text import corpus, repeats
+    from gothic_jax.text import corpus, own, repeats
     from gothic_jax.text.download import fetch
 
     catch_interrupts()  # the progress bar has hidden the cursor, and shows it again
 
     manifest = corpus.load_manifest()
-    splits = _chosen(args.splits, corpus.SPLITS, "split", "--splits")
+    splits = _chosen(args.splits, SPLITS, "split", "--splits")
     known = tuple(dict.fromkeys(work.voice for work in manifest))
     voices = () if args.voices == "none" else _chosen(args.voices, known, "voice", "--voices")
-    own = args.add or []
-    _check_voices(voices, own)
+    added = args.add or []
+    _check_voices(voices, added)
 
     works = [work for work in manifest if work.voice in voices and work.split in splits]
-    texts = [text for name, glob in own for text in corpus.own_texts(name, glob)]
+    texts, files = [], []
+    for voice, pattern in added:
+        more, read = own.read_all(voice, pattern, args.encoding, args.typography)
+        texts += more
+        files += read
     raw = args.data_dir / "raw"
     fetch(corpus.items(works, args.mirror, raw), args.jobs)
     texts = [corpus.read_work(work, raw) for work in works] + [
@@ -45,8 +54,11 @@ def main(argv: Sequence[str]) -> None:
     overlaps = repeats.find_overlaps(texts)
     if not args.allow_leaks:
         repeats.refuse_leaks(overlaps)
-    report = corpus.report(texts, dropped, overlaps)
+    report = corpus.report(texts, files, dropped, overlaps)
     corpus.write_corpus(args.data_dir / "processed", texts, report)
+    for line in map(_done_to, files):
+        if line:
+            print(line)
     _print_summary(report)
 
 
@@ -65,13 +77,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=GLOB",
         action="append",
         type=parse_add,
-        help="one more voice, from your own text files (may be given several times)",
+        help="one more voice, from your own text files or a folder of them (may be given several "
+        "times)",
+    )
+    add("--encoding", type=_encoding, help="of your own files, where it is not detected")
+    add(
+        "--typography",
+        choices=MODES,
+        default=PLAIN,
+        help="of your own files: straight quotes, one form of dashes and dots; or all as it is",
     )
     add("--data-dir", type=Path, default=Path("data"), help="folder of raw/ and processed/")
     add("--jobs", type=positive_int, default=8, help="parallel downloads")
     add("--keep-duplicates", action="store_true", help="keep paragraphs that occur in two works")
     add("--allow-leaks", action="store_true", help="do not stop if held-out text occurs in train")
     return parser
+
+
+def _encoding(name: str) -> str:
+    from gothic_jax.text.encodings import known
+
+    if not known(name):
+        raise UserError(f"--encoding {name}: there is no such encoding; try cp1252, or utf-16")
+    return name
 
 
 def positive_int(text: str) -> int:
@@ -106,9 +134,9 @@ def _chosen(text: str, known: Sequence[str], noun: str, flag: str) -> tuple[str,
     return tuple(name for name in known if name in chosen)
 
 
-def _check_voices(voices: Sequence[str], own: Sequence[tuple[str, str]]) -> None:
+def _check_voices(voices: Sequence[str], added: Sequence[tuple[str, str]]) -> None:
     seen = set(voices)
-    for voice, pattern in own:
+    for voice, pattern in added:
         if voice in seen:
             raise UserError(
                 f"--add {voice}={pattern}: the voice {voice} exists already; choose another name "
@@ -119,11 +147,24 @@ def _check_voices(voices: Sequence[str], own: Sequence[tuple[str, str]]) -> None
         raise UserError("--voices none leaves no texts; add your own with --add NAME=GLOB")
 
 
+def _done_to(file: "OwnFile") -> str:
+    """What was done to a file of one's own, in words; nothing if it is as it was."""
+    parts = []
+    if file.encoding != "utf-8":
+        parts.append(f"read as {file.encoding}")
+    if file.gutenberg_words:
+        parts.append(
+            f"left out {file.gutenberg_words:,} words of Project Gutenberg's headers and licences"
+        )
+    if file.changes:
+        changes = ", ".join(f"{count:,} {kind}" for kind, count in file.changes.items())
+        parts.append(f"changed {changes} (--typography keep leaves them)")
+    return f"{file.path}: {'; '.join(parts)}." if parts else ""
+
+
 def _print_summary(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    from gothic_jax.text.corpus import SPLITS
 
     table = Table("voice", "split", box=None)
     for unit in ("works", "words", "bytes"):

@@ -23,6 +23,7 @@ from pydivsufsort import divsufsort
 from gothic_jax.errors import UserError
 from gothic_jax.machine import manifest
 from gothic_jax.machine.files import UNSOUND, parse_json, sha256
+from gothic_jax.text.lines import UNSPACED
 from gothic_jax.text.works import PROCESSED, find_text, read_text, split_works, works_of
 
 COPIED_WORDS = 8
@@ -31,7 +32,9 @@ MAX_NGRAM = 10
 PASSAGE_WORDS = 150
 """The held-out works are measured in passages of about the length of a sample."""
 BASELINE_PASSAGES = 200
-_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+# In scripts without spaces between words each character counts as one.
+_LETTER = rf"(?![{UNSPACED}])\w"
+_WORD = re.compile(rf"(?:{_LETTER})+(?:['\u2019](?:{_LETTER})+)*|(?=[{UNSPACED}])\w")
 _WORK_END = 0
 """The id between two works: no span reaches over it."""
 

@@ -16,6 +16,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from gothic_jax.text import gutenberg
+from gothic_jax.text.lines import UNSPACED, unify
+
 # A line longer than this was not wrapped by hand or by a formatter.
 MAX_WRAP = 100
 # No text is taken to be wrapped at fewer columns, or short verse would look like wrapped prose.
@@ -26,25 +29,12 @@ CENTRED = 8
 
 MARKER_SEPARATOR = "|"
 
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+
 _MONTH = (
     r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 )
 
-_GUTENBERG_START = re.compile(
-    r"^\s*(?:\*{3}\s*START OF (?:THE|THIS) PROJECT GUTENBERG.*"
-    r"|\*END\*\s*THE SMALL PRINT.*\*END\*.*)$",
-    re.MULTILINE | re.IGNORECASE,
-)
-_GUTENBERG_END = re.compile(
-    r"^\s*(?:\*{3}\s*END OF (?:THE|THIS) PROJECT GUTENBERG"
-    r"|END OF (?:THE |THIS )?PROJECT GUTENBERG)",
-    re.MULTILINE | re.IGNORECASE,
-)
-_CREDITS = re.compile(
-    r"(?:Produced by|Transcribed from|This e-?text was (?:prepared|produced)|E-?text prepared by"
-    r"|HTML version by|\[?Transcriber.?s? note)",
-    re.IGNORECASE,
-)
 _CONTENTS = re.compile(
     r"\W*(?:(?:TABLE OF )?CONTENTS|(?:LIST OF )?ILLUSTRATIONS)\W*", re.IGNORECASE
 )
@@ -96,20 +86,11 @@ def clean(raw: bytes, begin: str = "", end: str = "") -> str:
     `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError if the
     bytes are not text or a marker is not found.
     """
-    text = strip_gutenberg(unify_line_ends(decode(raw)))
+    text = gutenberg.strip(unify(decode(raw)), outside=False)
     lines = drop_contents(keep_ranges(text.split("\n"), begin, end))
     blocks = [block for block in split_blocks(lines) if not _is_furniture(block)]
     paragraphs = [_strip_notes(p) for p in _unwrap_all(blocks)]
     return _join(_without_half_titles([_tidy(p) for p in paragraphs]))
-
-
-def clean_plain(raw: bytes) -> str:
-    """The text of one's own file, in the one typography: only Gutenberg's pages are dropped.
-
-    Raises ValueError if the bytes are not text.
-    """
-    text = strip_gutenberg(unify_line_ends(decode(raw)))
-    return _join([_tidy(p) for p in _unwrap_all(split_blocks(text.split("\n")))])
 
 
 def _unwrap_all(blocks: Sequence[Sequence[str]]) -> list[str]:
@@ -128,12 +109,17 @@ def _without_half_titles(paragraphs: Sequence[str]) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text for counting and comparing: no case, accents or punctuation."""
+    """The words of a text for counting and comparing: no case, accents or punctuation.
+
+    In scripts without spaces between words each character counts as one.
+    """
     text = text.lower().replace("'", "")
     if not text.isascii():
         text = text.replace("’", "").replace("æ", "ae").replace("œ", "oe")  # noqa: RUF001
         text = unicodedata.normalize("NFKD", text)
         text = re.sub("[\u0300-\u036f]+", "", text)  # the accents, now apart from their letters
+        if _UNSPACED.search(text):
+            text = _UNSPACED.sub(r" \g<0> ", text)
     return re.findall(r"[^\W_]+", text)
 
 
@@ -152,27 +138,6 @@ def decode(raw: bytes) -> str:
         return raw.decode("cp1252")
     except UnicodeDecodeError:
         return raw.decode("latin-1")
-
-
-def unify_line_ends(text: str) -> str:
-    """Every line ends in a plain newline, without trailing spaces."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)
-
-
-def strip_gutenberg(text: str) -> str:
-    """Drops Project Gutenberg's header, credits, footer and licence, if there are any."""
-    starts = list(_GUTENBERG_START.finditer(text))
-    if starts:
-        text = text[starts[-1].end() :]
-    end = _GUTENBERG_END.search(text)
-    if end:
-        text = text[: end.start()]
-    if not (starts or end):
-        return text
-    blocks = re.split(r"(\n{2,})", text.strip("\n"))
-    # The credits are among the first blocks; the same words later on may be the author's.
-    return "".join(b for i, b in enumerate(blocks) if i > 12 or not _CREDITS.match(b.lstrip()))
 
 
 def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:

@@ -1,8 +1,7 @@
-"""The texts of each voice: the manifest, one's own files, and the processed files with a report."""
+"""The works of the manifest, and the processed files with a report."""
 
 import csv
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -10,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gothic_jax.errors import UserError
-from gothic_jax.machine.files import sha256, write_all_atomically
-from gothic_jax.text.cleaning import clean, clean_plain, words
+from gothic_jax.machine.files import write_all_atomically
+from gothic_jax.text.cleaning import clean, words
 from gothic_jax.text.download import Item, is_url
+from gothic_jax.text.own import OwnFile
 from gothic_jax.text.repeats import MAX_OVERLAP, NGRAM, Overlap, Repeats, Text
+from gothic_jax.text.works import SPLITS, join_works
 from gothic_jax.text.works import Work as VoicedText
-from gothic_jax.text.works import join_works
 
-SPLITS = ("train", "val", "test")
 MIXED = "mixed"
-
-HELD_OUT_SHARE = 0.05  # of one's own texts, for val and for test each
 
 
 @dataclass(frozen=True)
@@ -67,96 +64,11 @@ def read_work(work: Work, raw: Path) -> Text:
     return Text(work.voice, work.file, work.title, work.split, body)
 
 
-def own_texts(voice: str, pattern: str) -> list[Text]:
-    """One's own files, cleaned and split: by file, or a single file by position.
-
-    Raises UserError if the pattern matches nothing, or a file is empty or not text.
-    """
-    paths = _matches(pattern)
-    bodies = {path: _read_own(path) for path in paths}
-    if len(paths) == 1:
-        return _split_by_position(voice, paths[0], bodies[paths[0]])
-    # The order must depend on what the files are, not on where they are.
-    order = sorted(paths, key=lambda p: (sha256(bodies[p].encode()), p.name))
-    held_out = max(1, round(len(order) * HELD_OUT_SHARE))
-    splits = dict.fromkeys(order, "train")
-    splits.update(dict.fromkeys(order[:held_out], "val"))
-    if len(order) > 2:
-        splits.update(dict.fromkeys(order[held_out : 2 * held_out], "test"))
-    return [_own_text(voice, path, splits[path], bodies[path]) for path in paths]
-
-
-def _matches(pattern: str) -> list[Path]:
-    """The files that match, sorted. A file that exists is taken as it is, and so is the longest
-    existing folder that a pattern starts with: names may contain brackets."""
-    try:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            raise UserError(f"--add: {pattern} is a folder; write '{path}/*.txt'")
-        if path.is_file():
-            return [path]
-        folder = next(parent for parent in path.parents if parent.is_dir())
-        found = sorted(p for p in folder.glob(str(path.relative_to(folder))) if p.is_file())
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"--add: {pattern} cannot be searched ({reason}); check the path"
-        ) from error
-    if not found:
-        cure = "write [[] for [ in a name" if "[" in pattern else "quote the pattern"
-        raise UserError(f"--add: no file matches {pattern}; {cure}, and check the path")
-    return found
-
-
-def _read_own(path: Path) -> str:
-    try:
-        body = clean_plain(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not plain text: {error}; save it as UTF-8 text") from error
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}; check its permissions, or leave it out"
-        ) from error
-    if not body:
-        raise UserError(f"{path} contains no text; leave it out of the pattern")
-    return body
-
-
-def _own_text(voice: str, path: Path, split: str, body: str) -> Text:
-    return Text(voice, f"{voice}/{path.name}", path.stem, split, body)
-
-
-def _split_by_position(voice: str, path: Path, body: str) -> list[Text]:
-    paragraphs = body.split("\n\n")
-    if len(paragraphs) < 2:
-        print(
-            f"warning: {path} is a single paragraph, so nothing is held out for validation;"
-            " separate its paragraphs with blank lines, or give several files",
-            file=sys.stderr,
-        )
-    val = _cut(paragraphs, 1 - 2 * HELD_OUT_SHARE, 1, len(paragraphs) - 2)
-    test = _cut(paragraphs, 1 - HELD_OUT_SHARE, val + 1, len(paragraphs) - 1)
-    parts = (paragraphs[:val], paragraphs[val:test], paragraphs[test:])
-    return [
-        _own_text(voice, path, split, "\n\n".join(part))
-        for split, part in zip(SPLITS, parts, strict=True)
-        if part
-    ]
-
-
-def _cut(paragraphs: Sequence[str], share: float, least: int, most: int) -> int:
-    """The number of paragraphs that hold about this share of the text, within bounds."""
-    target = share * sum(map(len, paragraphs))
-    length = 0
-    for i, paragraph in enumerate(paragraphs):
-        if length + len(paragraph) / 2 >= target:
-            return max(least, min(i, most))
-        length += len(paragraph)
-    return max(least, most)
-
-
 def report(
-    texts: Sequence[Text], repeats: Sequence[Repeats], overlaps: Sequence[Overlap]
+    texts: Sequence[Text],
+    own: Sequence[OwnFile],
+    repeats: Sequence[Repeats],
+    overlaps: Sequence[Overlap],
 ) -> dict[str, Any]:
     """The content of report.json."""
     works = [
@@ -185,6 +97,7 @@ def report(
             "leaks": [o.file for o in overlaps if o.leak],
             "works": [asdict(o) for o in overlaps],
         },
+        "own": [asdict(file) for file in own],
         "works": works,
     }
 

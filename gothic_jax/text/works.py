@@ -4,17 +4,21 @@ A work begins with a line `<|voice|>` and ends with a line `<|endoftext|>`. A fi
 lines is one work in no voice.
 """
 
+import functools
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from gothic_jax.errors import UserError
+from gothic_jax.text.encodings import decode
 from gothic_jax.text.voices import MARKER, voice_token
 
 PROCESSED = Path("data/processed")
 """Where gothic-data puts texts, and where a bare name is looked up."""
 END_OF_TEXT = "<|endoftext|>"
+SPLITS = ("train", "val", "test")
 _MARKER_LINE = re.compile(rf"^{MARKER.pattern}$", re.MULTILINE)
 
 
@@ -26,29 +30,41 @@ class Work(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The file's text with \\n line ends; raises UserError where it is missing or not text."""
+    """The file's text with \\n line ends; raises UserError where it is missing or not text.
+
+    Reports on stderr an encoding other than UTF-8.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text, encoding = decode(path.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"{path} is not there; check its name, or let `gothic-data` make the texts"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.start}); `gothic-data --add NAME=GLOB` converts"
-            " texts"
-        ) from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    if encoding != "utf-8":
+        _report_once(f"{path} is read as {encoding}")
+    text = re.sub("\r*\n|\r", "\n", text)
     if not text.strip():
         raise UserError(f"{path} is empty; `gothic-data` makes the texts")
     return text
 
 
+@functools.cache
+def _report_once(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
 def join_works(works: Iterable[Work]) -> str:
     """The text file of some works that all have a voice."""
     return "".join(f"{voice_token(voice)}\n{text}\n{END_OF_TEXT}\n" for voice, text in works)
+
+
+def shield(text: str) -> tuple[str, int]:
+    """The text, where a line that would be a marker begins with a blank; and how many there are."""
+    return _MARKER_LINE.subn(r" \g<0>", text)
 
 
 def split_works(text: str) -> list[Work]:

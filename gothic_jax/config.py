@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
     # model can also write in no voice in particular, against which blends are guided, too: with
     # 0 it never sees that token.
     config.voice_dropout = 0.1
-    # How often each voice's works are read, as wilde=1,lovecraft=2; "": as much as there is.
+    # How often each voice's works are read, as wilde=1,lovecraft=2,rest=3, where `rest` are all
+    # others; "": as much as there is.
     config.voice_weights = ""
 
     # AdamW: linear warmup to learning_rate, then cosine to min_lr_ratio of it at max_iters.

@@ -14,6 +14,7 @@ import pytest
 from gothic_jax.commands.data import main
 from gothic_jax.text import corpus
 from gothic_jax.text.corpus import Work, load_manifest
+from gothic_jax.text.voices import RESERVED_VOICES, VOICE_NAME
 from gothic_jax.text.works import SPLITS
 
 Run = Callable[..., int]
@@ -41,9 +42,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
         file, digest = f"{voice}/{split}.txt", hashlib.sha256(raw).hexdigest()
-        works.append(
-            Work(voice, file, split, "story", split, len(raw), digest, "http://x/", "", "")
-        )
+        row = (voice, "", file, split, "story", split, len(raw), digest, "http://x/", "", "")
+        works.append(Work(*row))
     monkeypatch.setattr(corpus, "load_manifest", lambda: works)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -150,6 +150,94 @@ def test_a_mirror_by_address_is_laid_out_like_a_folder(small: Path) -> None:
     assert item.source == "http://127.0.0.1/texts/wilde/train.txt"
     assert item.path == Path("raw/wilde/train.txt")
     assert corpus.items(works, None, Path("raw"))[0].source == works[0].url
+
+
+# The library
+
+
+def in_library(monkeypatch: pytest.MonkeyPatch, small: Path) -> None:
+    """Makes a library of three works: two by Poe, one by somebody with little text."""
+    works = []
+    for n, (voice, split) in enumerate((("poe", "train"), ("poe", "val"), ("library", "train"))):
+        file = f"library/{voice}/{n}.txt"
+        raw = f"{voice.upper()}\n\n{prose(50 + n)}\n".encode()
+        path = small / "mirror" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+        digest = hashlib.sha256(raw).hexdigest()
+        row = (voice, "A. Author", file, f"Work {n}", "tale", split, len(raw), digest, "", "", "")
+        works.append(Work(*row))
+    monkeypatch.setattr(corpus, "load_library", lambda: works)
+
+
+def test_the_library_has_files_of_its_own_and_one_of_everything(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["--mirror", "mirror"])
+    without = processed(small)
+    in_library(monkeypatch, small)
+    assert main(["--mirror", "mirror", "--library"]) == 0
+    files = processed(small)
+    assert {n: files[n] for n in without if n != "report.json"} == {
+        n: content for n, content in without.items() if n != "report.json"
+    }
+    assert set(files) - set(without) == {
+        *("library_train.txt", "library_val.txt"),
+        *(f"all_{split}.txt" for split in SPLITS),
+    }
+    assert files["library_train.txt"].startswith("<|poe|>\n")
+    assert "<|library|>\n" in files["library_train.txt"]
+    assert files["all_train.txt"] == files["mixed_train.txt"] + files["library_train.txt"]
+
+
+def test_a_voice_of_the_library_can_be_chosen_by_name(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_library(monkeypatch, small)
+    assert main(["--mirror", "mirror", "--voices", "wilde,poe"]) == 0
+    files = processed(small)
+    assert files["mixed_train.txt"] == files["wilde_train.txt"] + files["poe_train.txt"]
+    assert "library_train.txt" not in files
+    assert main(["--mirror", "mirror", "--library", "--add", "poe=own/*.txt"]) == 2
+
+
+def test_the_voices_are_listed_with_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["wilde", "23", "4,997"] in lines
+    assert ["machen", "Arthur", "Machen", "8", "2,337"] in lines
+
+
+def test_the_library_lists_every_work_once() -> None:
+    works = [*load_manifest(), *corpus.load_library()]
+    assert len(works) == 90 + 249
+    assert len({work.file for work in works}) == len({work.sha256 for work in works}) == 339
+    assert all(work.url.startswith("https://") for work in works)
+    assert all(VOICE_NAME.fullmatch(work.voice) for work in works)
+    assert not RESERVED_VOICES & {work.voice for work in works}
+
+
+@pytest.mark.long
+def test_the_real_library_keeps_the_rules_of_its_manifest(mirror: Path) -> None:
+    works = corpus.load_library()
+    if not (mirror / works[0].file).exists():
+        pytest.skip("the mirror has no library")
+    sizes: dict[str, int] = {}
+    for work in works:
+        body = corpus.read_work(work, mirror).body
+        raw = (mirror / work.file).read_text("utf-8", "replace")
+        # A licence has some 20 KB; no more than 15% of the rest goes, blanks not counted.
+        kept, there = ("".join(text.split()) for text in (body, raw))
+        assert len(kept) > 0.85 * (len(there) - 20_000), work.file
+        author = work.file.split("/")[1]
+        sizes[author] = sizes.get(author, 0) + len(body.encode())
+    for work in works:
+        author = work.file.split("/")[1]
+        # The Yellow Book is by many.
+        large = sizes[author] >= 500_000 and author != "yellow_book"
+        assert work.voice == (author if large else "library")
+    held_out = [work for work in works if work.split == "val"]
+    assert len({work.voice for work in held_out}) == len(held_out) == 10
 
 
 # Repeats and leaks
@@ -290,7 +378,7 @@ def test_a_file_that_repeats_itself_is_a_leak(
     [
         (["--splits", "train,foo"], "unknown split foo; choose among train, val, test"),
         (["--splits", ","], "choose among"),
-        (["--voices", "poe"], "choose among wilde, lovecraft"),
+        (["--voices", "nobody"], "unknown voice nobody; `gothic-data --list` lists them"),
         (["--voices", "none"], "--add NAME=GLOB"),
         (["--mirror", "nowhere"], "no such folder"),
         (["--jobs", "0"], "--help"),

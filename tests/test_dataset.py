@@ -76,7 +76,14 @@ def test_voice_dropout_hides_the_voice_of_that_share(numbered: TokenText) -> Non
 
 
 @pytest.mark.parametrize(
-    ("weights", "share"), [(None, 0.895), ({"a": 1.0, "b": 1.0}, 0.5), ({"a": 0.0, "b": 3.0}, 0.0)]
+    ("weights", "share"),
+    [
+        (None, 0.895),
+        ({"a": 1.0, "b": 1.0}, 0.5),
+        ({"a": 0.0, "b": 3.0}, 0.0),
+        ({"a": 1.0, "rest": 3.0}, 0.25),
+        ({"rest": 1.0}, 0.895),
+    ],
 )
 def test_voices_are_drawn_by_their_weights(
     numbered: TokenText, weights: dict[str, float] | None, share: float
@@ -85,7 +92,9 @@ def test_voices_are_drawn_by_their_weights(
     assert (opened == 1000).mean() == pytest.approx(share, abs=0.01)
 
 
-@pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}])
+@pytest.mark.parametrize(
+    "weights", [{"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "rest": 1.0}]
+)
 def test_weights_of_other_voices_than_the_texts_are_told(
     numbered: TokenText, weights: dict[str, float]
 ) -> None:
@@ -171,7 +180,7 @@ def test_a_voice_that_the_tokenizer_does_not_know_is_no_voice(
         (None, "gothic-data"),
         (b"", "empty"),
         (b" \n\n", "empty"),
-        (b"caf\xe9", "UTF-8"),
+        (b"caf\xc3\xa9 \xff", "not UTF-8, as other parts of it are"),
         (b"<|wilde|>\n<|endoftext|>\n", "no text"),
     ],
 )

@@ -244,7 +244,9 @@ def test_a_copy_from_a_folder_is_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing; check the address"):
         fetch([item])
     source.write_bytes(CONTENT[::-1])
-    with pytest.raises(UserError, match=r"does not match the SHA-256 in works\.csv; copy it again"):
+    with pytest.raises(
+        UserError, match=r"does not match the SHA-256 in the manifest; copy it again"
+    ):
         fetch([item])
     assert not list((tmp_path / "raw").iterdir())
     source.write_bytes(CONTENT + b"more")

@@ -14,6 +14,7 @@ from gothic_jax.text.voices import RESERVED_VOICES, VOICE_NAME
 from gothic_jax.text.works import SPLITS
 
 if TYPE_CHECKING:
+    from gothic_jax.text.corpus import Work
     from gothic_jax.text.own import OwnFile
 
 
@@ -28,13 +29,21 @@ def main(argv: Sequence[str]) -> None:
     catch_interrupts()  # the progress bar has hidden the cursor, and shows it again
 
     manifest = corpus.load_manifest()
+    library = corpus.load_library()
+    if args.list:
+        _print_list(manifest, library)
+        return
     splits = _chosen(args.splits, SPLITS, "split", "--splits")
-    known = tuple(dict.fromkeys(work.voice for work in manifest))
+    known = tuple(dict.fromkeys(work.voice for work in (*manifest, *library)))
     voices = () if args.voices == "none" else _chosen(args.voices, known, "voice", "--voices")
     added = args.add or []
-    _check_voices(voices, added)
+    taken = (*voices, *(work.voice for work in library if args.library))
+    _check_voices(taken, added)
+    chosen = (*voices, *(voice for voice, _ in added))
 
-    works = [work for work in manifest if work.voice in voices and work.split in splits]
+    wanted = [work for work in (*manifest, *library) if work.voice in voices]
+    wanted += [work for work in library if args.library and work.voice not in voices]
+    works = [work for work in wanted if work.split in splits]
     texts, files = [], []
     for voice, pattern in added:
         more, read = own.read_all(voice, pattern, args.encoding, args.typography)
@@ -54,8 +63,9 @@ def main(argv: Sequence[str]) -> None:
     overlaps = repeats.find_overlaps(texts)
     if not args.allow_leaks:
         repeats.refuse_leaks(overlaps)
-    report = corpus.report(texts, files, dropped, overlaps)
-    corpus.write_corpus(args.data_dir / "processed", texts, report)
+    placed = [(text, corpus.files_of(text, chosen, library=args.library)) for text in texts]
+    report = corpus.report(placed, files, dropped, overlaps)
+    corpus.write_corpus(args.data_dir / "processed", placed, report)
     for line in map(_done_to, files):
         if line:
             print(line)
@@ -72,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--mirror", metavar="DIR_OR_URL", help="take the texts from here, as VOICE/NAME.txt")
     add("--splits", default="train,val,test", help="splits to write, separated by commas")
     add("--voices", default="wilde,lovecraft", help="voices to download, or `none`")
+    add(
+        "--library",
+        action="store_true",
+        help="download 249 works of the period, too: writes library_*.txt, and all_*.txt with "
+        "everything",
+    )
+    add("--list", action="store_true", help="list the voices and their works, and do nothing else")
     add(
         "--add",
         metavar="NAME=GLOB",
@@ -127,9 +144,10 @@ def _chosen(text: str, known: Sequence[str], noun: str, flag: str) -> tuple[str,
     chosen = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
+        few = len(known) <= len(SPLITS)
+        cure = f"choose among {', '.join(known)}" if few else "`gothic-data --list` lists them"
         raise UserError(
-            f"{flag} {text}: unknown {noun} {', '.join(unknown) or '(none named)'}; "
-            f"choose among {', '.join(known)}"
+            f"{flag} {text}: unknown {noun} {', '.join(unknown) or '(none named)'}; {cure}"
         )
     return tuple(name for name in known if name in chosen)
 
@@ -160,6 +178,23 @@ def _done_to(file: "OwnFile") -> str:
         changes = ", ".join(f"{count:,} {kind}" for kind, count in file.changes.items())
         parts.append(f"changed {changes} (--typography keep leaves them)")
     return f"{file.path}: {'; '.join(parts)}." if parts else ""
+
+
+def _print_list(manifest: "Sequence[Work]", library: "Sequence[Work]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("voice", "author", box=None)
+    for unit in ("works", "KB"):
+        table.add_column(unit, justify="right")
+    works: dict[str, list[Work]] = {}
+    for work in (*manifest, *library):
+        works.setdefault(work.voice, []).append(work)
+    for voice, own in works.items():
+        authors = {work.author for work in own}
+        author = own[0].author if len(authors) == 1 else f"{len(authors)} authors"
+        table.add_row(voice, author, str(len(own)), f"{sum(w.bytes for w in own) // 1000:,}")
+    Console(highlight=False).print(table)
 
 
 def _print_summary(report: dict[str, Any]) -> None:

@@ -16,8 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from gothic_jax.text import gutenberg
-from gothic_jax.text.lines import UNSPACED, unify
+from gothic_jax.text import gutenberg, lines
 
 # A line longer than this was not wrapped by hand or by a formatter.
 MAX_WRAP = 100
@@ -29,7 +28,7 @@ CENTRED = 8
 
 MARKER_SEPARATOR = "|"
 
-_UNSPACED = re.compile(f"[{UNSPACED}]")
+_UNSPACED = re.compile(f"[{lines.UNSPACED}]")
 
 _MONTH = (
     r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
@@ -39,6 +38,10 @@ _CONTENTS = re.compile(
     r"\W*(?:(?:TABLE OF )?CONTENTS|(?:LIST OF )?ILLUSTRATIONS)\W*", re.IGNORECASE
 )
 _PAGE_NUMBER = re.compile(r"[\s.]*\b\d+$")
+
+_BRACKETED = re.compile(r"\[(\d{1,4})\]")
+LEAST_PAGES = 20
+"""So many numbers in brackets can be those of pages."""
 
 # Notes within a line: pictures, footnotes and their marks, Greek that a transcriber left out.
 _INLINE_NOTES = re.compile(
@@ -86,15 +89,16 @@ def clean(raw: bytes, begin: str = "", end: str = "") -> str:
     `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError if the
     bytes are not text or a marker is not found.
     """
-    text = gutenberg.strip(unify(decode(raw)), outside=False)
-    lines = drop_contents(keep_ranges(text.split("\n"), begin, end))
-    blocks = [block for block in split_blocks(lines) if not _is_furniture(block)]
+    text = gutenberg.strip(lines.unify(decode(raw)), outside=False)
+    text = drop_page_numbers(text)
+    kept = drop_contents(keep_ranges(text.split("\n"), begin, end))
+    blocks = [block for block in split_blocks(kept) if not _is_furniture(block)]
     paragraphs = [_strip_notes(p) for p in _unwrap_all(blocks)]
     return _join(_without_half_titles([_tidy(p) for p in paragraphs]))
 
 
 def _unwrap_all(blocks: Sequence[Sequence[str]]) -> list[str]:
-    width = wrap_width([line for block in blocks for line in block])
+    width = wrap_width(blocks)
     return [unwrap(block, width) for block in blocks]
 
 
@@ -173,6 +177,18 @@ def _find_marker(lines: Sequence[str], marker: str, start: int) -> int:
     raise ValueError(f"no line {marker!r} after line {start}")
 
 
+def drop_page_numbers(text: str) -> str:
+    """Drops bracketed numbers where they are those of pages: `[3]` within the prose.
+
+    They count up, and each occurs once; a footnote's number occurs at its mark and at its note.
+    """
+    numbers = [int(number) for number in _BRACKETED.findall(text)]
+    steps = sum(after == before + 1 for before, after in itertools.pairwise(numbers))
+    if len(numbers) < LEAST_PAGES or 10 * steps < 9 * len(numbers):
+        return text
+    return re.sub(r"\[\d{1,4}\](?: (?=\S))?", "", text)
+
+
 def drop_contents(lines: Sequence[str]) -> list[str]:
     """Drops tables of contents and lists of illustrations.
 
@@ -182,7 +198,8 @@ def drop_contents(lines: Sequence[str]) -> list[str]:
     kept: list[str] = []
     i = 0
     while i < len(lines):
-        if _CONTENTS.fullmatch(lines[i].strip() or "-"):
+        heads = i == 0 or not lines[i - 1].strip()
+        if heads and _CONTENTS.fullmatch(lines[i].strip() or "-"):
             i = _end_of_contents(lines, i + 1)
         else:
             kept.append(lines[i])
@@ -232,10 +249,24 @@ def _is_furniture(block: Sequence[str]) -> bool:
     )
 
 
-def wrap_width(lines: Sequence[str]) -> int:
-    """The column at which the prose of a text is wrapped."""
-    lengths = sorted(len(line) for line in lines if line.strip() and len(line) <= MAX_WRAP)
-    return max(MIN_WRAP, lengths[len(lengths) * 98 // 100]) if lengths else MIN_WRAP
+def wrap_width(blocks: Sequence[Sequence[str]]) -> int:
+    """The column at which the prose of a text is wrapped.
+
+    It is the width that explains most line ends, if that is a third of them. Otherwise it is a
+    width that few lines exceed, which in a text with other wide lines is too large.
+    """
+    lengths = sorted(len(line) for block in blocks for line in block if len(line) <= MAX_WRAP)
+    few_exceed = max(MIN_WRAP, lengths[len(lengths) * 98 // 100]) if lengths else MIN_WRAP
+    pairs = [pair for block in blocks for pair in itertools.pairwise(block)]
+    explaining = lines.wrap_width([pair for pair in pairs if len(pair[0]) <= MAX_WRAP])
+    explained = [_explained(pairs, width) for width in (few_exceed, explaining)]
+    better = explaining >= MIN_WRAP and 3 * explained[1] >= len(pairs)
+    return explaining if better and explained[1] > explained[0] else few_exceed
+
+
+def _explained(pairs: Sequence[tuple[str, str]], width: int) -> int:
+    """Line ends where the line fits into a width, but not with the next word."""
+    return sum(len(line) <= width < len(line) + 1 + len(a.split()[0]) for line, a in pairs)
 
 
 def unwrap(block: Sequence[str], width: int) -> str:

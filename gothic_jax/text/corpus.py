@@ -2,8 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from gothic_jax.text.repeats import MAX_OVERLAP, NGRAM, Overlap, Repeats, Text
 from gothic_jax.text.works import SPLITS, join_works
 from gothic_jax.text.works import Work as VoicedText
 
-MIXED = "mixed"
+MIXED, LIBRARY, EVERYTHING = "mixed", "library", "all"
+"""Files of several voices: those asked for by name, the library's, and both together."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the manifest, works.csv."""
+    """One row of a manifest."""
 
     voice: str
-    file: str  # VOICE/NAME.txt, below data/raw and in a mirror
+    author: str  # "" where the voice says it
+    file: str  # VOICE/NAME.txt or library/AUTHOR/NAME.txt, below data/raw and in a mirror
     title: str
     form: str
     split: str
@@ -37,10 +39,23 @@ class Work:
 
 
 def load_manifest() -> list[Work]:
-    """Every work, in the manifest's order."""
-    text = resources.files("gothic_jax.text").joinpath("works.csv").read_text(encoding="utf-8")
+    """Every work of Wilde and Lovecraft, in the order of works.csv."""
+    return _load("works.csv")
+
+
+def load_library() -> list[Work]:
+    """Every work of the wider library, in the order of library.csv."""
+    return _load("library.csv")
+
+
+def _load(name: str) -> list[Work]:
+    text = resources.files("gothic_jax.text").joinpath(name).read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
-    return [Work(**row | {"bytes": int(row["bytes"])}) for row in rows]
+    names = [field.name for field in fields(Work)]
+    return [
+        Work(**{name: row.get(name, "") for name in names} | {"bytes": int(row["bytes"])})
+        for row in rows
+    ]
 
 
 def items(works: Iterable[Work], mirror: str | None, raw: Path) -> list[Item]:
@@ -64,23 +79,35 @@ def read_work(work: Work, raw: Path) -> Text:
     return Text(work.voice, work.file, work.title, work.split, body)
 
 
+def files_of(text: Text, chosen: Collection[str], *, library: bool) -> list[str]:
+    """The files that a text goes into, less their split: `chosen` are the voices asked for by
+    name, and with `library` the whole library is written."""
+    names = []
+    if text.voice in chosen:
+        names += [text.voice, MIXED]
+    if library and text.file.startswith(f"{LIBRARY}/"):
+        names.append(LIBRARY)
+    return [*names, EVERYTHING] if library else names
+
+
 def report(
-    texts: Sequence[Text],
+    texts: Sequence[tuple[Text, Sequence[str]]],
     own: Sequence[OwnFile],
     repeats: Sequence[Repeats],
     overlaps: Sequence[Overlap],
 ) -> dict[str, Any]:
-    """The content of report.json."""
+    """The content of report.json; with each text come its files, as `files_of` gives them."""
     works = [
         {
             "voice": text.voice,
+            "files": list(files),
             "file": text.file,
             "title": text.title,
             "split": text.split,
             "words": len(words(text.body)),
             "bytes": len(text.body.encode()),
         }
-        for text in texts
+        for text, files in texts
     ]
     return {
         "counts": _counts(works),
@@ -103,29 +130,33 @@ def report(
 
 
 def _counts(works: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
-    """Works, words and bytes (of the bodies, in UTF-8) per voice and split, and of all mixed."""
-    voices = dict.fromkeys(work["voice"] for work in works)
-    table: dict[str, dict[str, dict[str, int]]] = {voice: {} for voice in (*voices, MIXED)}
+    """Works, words and bytes (of the bodies, in UTF-8) per file and split."""
+    several = (MIXED, LIBRARY, EVERYTHING)
+    names = dict.fromkeys(name for work in works for name in work["files"])
+    order = [*(n for n in names if n not in several), *(n for n in several if n in names)]
+    table: dict[str, dict[str, dict[str, int]]] = {name: {} for name in order}
     for work in works:
-        for voice in (work["voice"], MIXED):
+        for name in work["files"]:
             empty = {"works": 0, "words": 0, "bytes": 0}
-            cell = table[voice].setdefault(work["split"], empty)
+            cell = table[name].setdefault(work["split"], empty)
             cell["works"] += 1
             cell["words"] += work["words"]
             cell["bytes"] += work["bytes"]
     return table
 
 
-def write_corpus(folder: Path, texts: Sequence[Text], contents: dict[str, object]) -> None:
-    """Writes a file per voice and split, the mixed ones and the report: all of them or none.
+def write_corpus(
+    folder: Path, texts: Sequence[tuple[Text, Sequence[str]]], contents: dict[str, object]
+) -> None:
+    """Writes each text into its files of its split, and the report: all of them or none.
 
     Removes the files of voices and splits that this corpus lacks. Raises UserError.
     """
     files: dict[str, list[str]] = {}
-    for text in texts:
+    for text, names in texts:
         work = join_works([VoicedText(text.voice, text.body)])
-        for voice in (text.voice, MIXED):
-            files.setdefault(f"{voice}_{text.split}.txt", []).append(work)
+        for name in names:
+            files.setdefault(f"{name}_{text.split}.txt", []).append(work)
     outputs = {name: "".join(works).encode() for name, works in files.items()}
     outputs["report.json"] = (json.dumps(contents, ensure_ascii=False, indent=1) + "\n").encode()
     try:

@@ -146,7 +146,7 @@ def _copy(item: Item, part: Path, session: _Session) -> None:
         _pump(stream, file, item, session)
     if not _has_hash(part, item):
         part.unlink()
-        raise UserError(f"{source} does not match the SHA-256 in works.csv; copy it again")
+        raise UserError(f"{source} does not match the SHA-256 in the manifest; copy it again")
 
 
 def _download(item: Item, part: Path, session: _Session) -> None:
@@ -179,7 +179,7 @@ def _attempt(item: Item, part: Path, session: _Session) -> None:
     if not _has_hash(part, item):
         # The next attempt would resume it and end with another bad file.
         part.unlink()
-        raise _Retry("the file does not match the SHA-256 in works.csv")
+        raise _Retry("the file does not match the SHA-256 in the manifest")
 
 
 def _transfer(item: Item, part: Path, have: int, session: _Session) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt16
 from gothic_jax.errors import UserError
 from gothic_jax.machine.files import sha256, write_atomically
 from gothic_jax.text.tokenizer import Tokenizer
-from gothic_jax.text.voices import ANY
+from gothic_jax.text.voices import ANY, REST
 from gothic_jax.text.works import read_text, split_works, works_of
 
 
@@ -46,19 +46,22 @@ class TokenText(NamedTuple):
     def shares(self, weights: Mapping[str, float] | None = None) -> Float[np.ndarray, " work"]:
         """The chance of each work to be read from: as its length, or by its voice's weight.
 
-        Raises UserError where the weights name other voices than the text has.
+        The weight of `rest` is shared by the voices without one, as their lengths. Raises
+        UserError where the weights name other voices than the text has, or not all of them.
         """
         lengths = self.lengths
         if weights is None:
             return lengths / lengths.sum()
-        if odd := weights.keys() ^ set(self.voices):
+        voices = np.array([voice if voice in weights else REST for voice in self.voices])
+        if odd := weights.keys() ^ set(voices.tolist()):
             raise UserError(
                 f"voice_weights must name the voices of the text, which are"
-                f" {', '.join(sorted(set(self.voices)))}; look at {', '.join(sorted(odd))}"
+                f" {', '.join(sorted(set(self.voices)))}, or `rest` for all others; look at"
+                f" {', '.join(sorted(odd))}"
             )
         shares = np.zeros(len(lengths))
         for voice, weight in weights.items():
-            own = np.array(self.voices) == voice
+            own = voices == voice
             shares[own] = weight * lengths[own] / lengths[own].sum()
         return shares / shares.sum()
 

@@ -11,7 +11,9 @@ ANY = "any"
 ALL = "all"
 """The name of all voices together, in scores."""
 VOICE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-RESERVED_VOICES = frozenset({ALL, ANY, "endoftext", "mixed", "none"})
+REST = "rest"
+"""All voices that weights do not name, in `voice_weights`."""
+RESERVED_VOICES = frozenset({ALL, ANY, REST, "endoftext", "mixed", "none"})
 """Names with another meaning in file names, scores and commands."""
 MARKER = re.compile(rf"<\|({VOICE_NAME.pattern})\|>")
 """A special token; its group is the name."""

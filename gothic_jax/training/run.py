@@ -84,6 +84,10 @@ class Devices(NamedTuple):
     attention_reason: str
 
 
+FEW_VOICES = 8
+"""Of more voices only those with a weight are listed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run made ready; `loop.train` goes through with it."""
@@ -126,7 +130,12 @@ class Run:
         shares = text.shares(self.voice_weights)
         read = {voice: shares[np.array(text.voices) == voice].sum() for voice in text.voices}
         if len(read) > 1:
-            listed = ", ".join(f"{voice} {share:.0%}" for voice, share in sorted(read.items()))
+            weights = self.voice_weights or {}
+            few = {v: s for v, s in read.items() if v in weights or len(read) <= FEW_VOICES}
+            listed = ", ".join(f"{voice} {share:.0%}" for voice, share in sorted(few.items()))
+            if others := len(read) - len(few):
+                left_over = sum(read.values()) - sum(few.values())
+                listed += f"{', ' if few else ''}{others} other voices {left_over:.0%}"
             yield f"voices: {listed} of the windows"
         count, kind = devices.mesh.size, devices.first.device_kind
         name = f"{count} x {kind}" if count > 1 else kind

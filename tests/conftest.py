@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import pytest
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
+
+# Under nohup the tests' processes would ignore what some of them are about.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
 

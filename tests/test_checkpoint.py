@@ -280,7 +280,7 @@ def test_the_seal_names_what_differs(
         text.write_bytes(b"no text \xff any more")
         assert evaluate.main(verify) == 0
         told = capsys.readouterr().out
-        assert f"DIFFERS: {text} is not UTF-8" in told
+        assert f"DIFFERS: {text}: byte 8 (line 1) is not UTF-8" in told
         assert "XLA_FLAGS" in told  # all the rest is told, too
         assert evaluate.main([*verify, "--json"]) == 2
     finally:

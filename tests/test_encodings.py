@@ -112,7 +112,7 @@ def test_two_encodings_in_one_file_are_told(language: str, encoding: str, utf8_f
 
 
 def test_binary_files_are_no_text() -> None:
-    for raw in (b"GIF89a\0\1", bytes(range(256)), codecs.BOM_UTF16_LE + b"a"):
+    for raw in (b"GIF89a\0\1", bytes(range(256)), codecs.BOM_UTF16_LE + b"a", b"a word \0 more"):
         with pytest.raises(ValueError, match=r"^byte|NUL"):
             decode(raw)
 

@@ -94,7 +94,7 @@ def _strictly(raw: bytes, encoding: str) -> Decoded:
 def _wide(raw: bytes, zero: int) -> Decoded:
     """UTF-16 or UTF-32 without a mark: what holds no odd characters, and most blanks."""
     best, most = None, 0
-    for name in _WIDE:
+    for name in () if _is_utf8_with_nul(raw) else _WIDE:
         try:
             text = raw.decode(name)
         except UnicodeDecodeError:
@@ -107,6 +107,15 @@ def _wide(raw: bytes, zero: int) -> Decoded:
             f"{_place(raw, zero)} is NUL, so it is not plain text; save it as UTF-8 text"
         )
     return best
+
+
+def _is_utf8_with_nul(raw: bytes) -> bool:
+    """Whether it is text in UTF-8 but for a few NULs: as UTF-16 it would be other letters."""
+    try:
+        text = raw.replace(b"\0", b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return 4 * raw.count(b"\0") < len(raw) and not _odd(text)
 
 
 def _legacy(raw: bytes, invalid: int) -> Decoded:

@@ -262,7 +262,7 @@ def texts(workplace: Workplace, count: int, *, long: bool) -> Figure:
             except UserError as error:
                 sound = content.decode("utf-8-sig", "replace")
                 works = split_works(sound.replace("\r\n", "\n").replace("\r", "\n"))
-                if "\ufffd" not in sound and works:
+                if "\ufffd" not in sound and "\0" not in sound and works:
                     wrong.append(f"text {trial}: {content!r:.200}: refused: {error}")
                 continue
             except Exception as error:

@@ -11,7 +11,7 @@ from gothic_jax.commands.data import main
 from gothic_jax.text import gutenberg
 from gothic_jax.text.lines import unify, unwrap
 from gothic_jax.text.own import clean_own
-from gothic_jax.text.typography import plain
+from gothic_jax.text.typography import fit_prompt, plain
 from gothic_jax.text.works import split_works
 
 # Line ends
@@ -193,6 +193,22 @@ def test_quotes_dashes_dots_and_blanks_have_one_form(text: str, expected: str) -
 )
 def test_all_other_characters_are_the_authors(text: str) -> None:
     assert clean_own(text.encode()) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "known", "expected"),
+    [
+        ("“It’s late” – he said ", "—", '"It\'s late"—he said'),
+        ("“It’s late” – he said ", "", '"It\'s late" – he said'),
+        ("“It’s late” ", "’—", "“It’s late”"),
+        ("He waited… \n", "", "He waited... \n"),
+        ("", "", ""),
+    ],
+)
+def test_a_prompt_gets_only_characters_that_the_model_has_read(
+    prompt: str, known: str, expected: str
+) -> None:
+    assert fit_prompt(prompt, lambda character: character in known) == expected
 
 
 def test_typography_can_be_kept() -> None:

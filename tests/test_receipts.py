@@ -47,6 +47,31 @@ def test_each_sample_can_be_had_again(
     assert lines(trained) == written  # a replay leaves no receipt
 
 
+def test_a_prompt_gets_the_typography_of_the_training_text(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (trained.out_dir / "samples.jsonl").unlink(missing_ok=True)
+    straight, curly = 'He said: "There are doors', "He said: “There are doors "
+    outs = []
+    for flags in (["--prompt", straight], ["--prompt", curly], ["--prompt", curly, "--raw-prompt"]):
+        assert chat(trained, "--seed", "3", *flags) == 0
+        captured = capsys.readouterr()
+        outs.append(captured.out)
+        assert ("--raw-prompt leaves it" in captured.err) == (flags == ["--prompt", curly])
+    assert outs[0] == outs[1]
+    assert outs[2].startswith(curly)
+    written = lines(trained)
+    assert [receipt["prompt"] for receipt in written] == [straight, straight, curly]
+    assert [receipt["given_prompt"] for receipt in written] == [None, curly, None]
+    path = trained.out_dir / "samples.jsonl"
+    # Older receipts have no such field.
+    older = {name: value for name, value in written[1].items() if name != "given_prompt"}
+    path.write_text(f"{path.read_text()}{json.dumps(older)}\n")
+    for number in range(1, 5):
+        assert main(["--replay", f"{path}:{number}"]) == 0
+        assert "the same text" in capsys.readouterr().err
+
+
 def test_the_best_of_several_is_the_one_with_a_receipt(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,11 @@ def _parser() -> ArgumentParser:
         metavar="FILE[:N]",
         help=f"write the sample of a receipt again: line N of RUN/{RECEIPTS}, or its last line",
     )
+    parser.add_argument(
+        "--raw-prompt",
+        action="store_true",
+        help="read the prompt as it is, not in the typography of the training text",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 
@@ -110,7 +115,14 @@ def main(argv: Sequence[str]) -> int:
             settings = settings._replace(blend=blend)
         # A wrong voice is reported before anything is compiled.
         complete(settings.blend, writer.voices)
-        chat = Chat(writer, checkpoint, samples=samples, best_of=best_of, index=index)
+        chat = Chat(
+            writer,
+            checkpoint,
+            samples=samples,
+            best_of=best_of,
+            index=index,
+            raw_prompt=arguments.raw_prompt,
+        )
         if prompt is not None:
             chat.reply(prompt, settings)
         if arguments.interactive:

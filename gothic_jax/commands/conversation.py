@@ -15,6 +15,7 @@ from gothic_jax.machine.process import catch_interrupts
 from gothic_jax.machine.terminal import styled
 from gothic_jax.measuring import novelty, style
 from gothic_jax.model.shape import INTEGER_LIMIT
+from gothic_jax.text.typography import fit_prompt
 from gothic_jax.text.voices import Blend, complete, one_voice, parse_weights
 from gothic_jax.writing import receipts
 from gothic_jax.writing.receipts import Receipt
@@ -33,8 +34,10 @@ class Chat:
         samples: int = 1,
         best_of: bool = False,
         index: novelty.Loaded | None = None,
+        raw_prompt: bool = False,
     ) -> None:
         """Of a reply's `samples` all are shown, or only the best, for which an index is needed.
+        With `raw_prompt` a prompt is read as it is given.
 
         With an index each is shown when it is complete, with what it copied highlighted and
         measured.
@@ -47,12 +50,22 @@ class Chat:
         self._samples = samples
         self._best_of = best_of
         self._index = index
+        self._raw_prompt = raw_prompt
         self._last_text = ""
         self._keeps_receipts = True
 
     def reply(self, prompt: str, settings: Settings) -> None:
         """Prints the prompt and what follows it, a single sample as it is written."""
+        given = prompt
+        if not self._raw_prompt:
+            prompt = fit_prompt(given, self.writer.tokenizer.knows)
         ids = self.writer.encode(prompt)
+        if prompt != given:
+            print(
+                "the prompt is read in the typography of the training text, without blanks at its"
+                " end; --raw-prompt leaves it as it is",
+                file=sys.stderr,
+            )
         self.last_prompt, self._last_text = prompt, ""
         if len(ids) >= self.writer.block_size:
             print(
@@ -73,7 +86,7 @@ class Chat:
             for number in shown:
                 self._show(prompt, texts[number], number)
         self._last_text = texts[shown[-1]]
-        self._write_receipts(prompt, settings, seed, {n: texts[n] for n in shown})
+        self._write_receipts(prompt, given, settings, seed, {n: texts[n] for n in shown})
 
     def _stream(
         self, prompt: str, ids: Int[np.ndarray, " time"], settings: Settings, seed: int
@@ -126,7 +139,7 @@ class Chat:
         print(style.table(self.writer.meter.sentences(self._last_text, self.last_prompt)))
 
     def _write_receipts(
-        self, prompt: str, settings: Settings, seed: int, shown: dict[int, str]
+        self, prompt: str, given: str, settings: Settings, seed: int, shown: dict[int, str]
     ) -> None:
         if not self._keeps_receipts:
             return
@@ -143,6 +156,7 @@ class Chat:
                 samples=self._samples,
                 iteration=self._checkpoint.iteration,
                 circumstances=facts,
+                given_prompt=None if given == prompt else given,
             )
             for number, text in shown.items()
         ]

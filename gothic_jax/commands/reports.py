@@ -16,6 +16,7 @@ from gothic_jax.machine.files import sha256
 from gothic_jax.measuring import novelty, style
 from gothic_jax.measuring.scoring import Evaluator, Score, losses_on
 from gothic_jax.text.tokens import encode_text
+from gothic_jax.text.typography import fit_prompt
 from gothic_jax.text.voices import ALL
 from gothic_jax.text.works import PROCESSED, find_text, read_text, split_works
 
@@ -77,8 +78,8 @@ def novelty_report(checkpoint: Checkpoint, file: Path, train_file: str | None) -
 
 
 def style_report(checkpoint: Checkpoint, device: jax.Device, file: Path) -> Report:
-    """Which voice each sentence of a text leans to."""
-    text = read_text(file)
+    """Which voice each sentence of a text leans to, in the training text's typography."""
+    text = fit_prompt(read_text(file), checkpoint.tokenizer.knows)
     config = checkpoint.meta.model_config
     losses = losses_on(device, config, checkpoint.meta.config["compute_dtype"])
     params = checkpoint.params(SingleDeviceSharding(device))

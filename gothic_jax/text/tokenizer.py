@@ -129,6 +129,13 @@ class Tokenizer:
         """The text of some tokens; special tokens have none."""
         return self._bpe.decode([int(index) for index in ids])
 
+    def knows(self, character: str) -> bool:
+        """Whether the text that it was made from has a character outside ASCII, more than rarely.
+
+        Then it is part of a token; all others are read byte by byte.
+        """
+        return any(character.encode() in token for token in self.token_bytes)
+
     def to_json(self, *, pretty: bool = False) -> str:
         """The tokenizer in Hugging Face's JSON format, as `parse` reads it."""
         return self._bpe.to_str(pretty=pretty)

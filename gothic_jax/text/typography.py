@@ -45,6 +45,22 @@ MODES = (PLAIN, KEEP)
 """What `--typography` takes."""
 
 
+def fit_prompt(prompt: str, known: Callable[[str], bool]) -> str:
+    """A prompt in the form of the text that a model was trained on, without blanks at its end.
+
+    `known` says whether that text has a character. Where it has no curly quotes and no ellipses,
+    the model has never read them, and the prompt gets the plain form; a line end at its end stays.
+    """
+    if not any(map(known, f"{_DOUBLE_QUOTES}{_SINGLE_QUOTES}…")):
+        parts = _CODE.split(prompt)
+        rules = [rule for rule in _RULES if rule[0] != "dashes" or known("—")]
+        for i in range(0, len(parts), 2):
+            for _, pattern, replacement in rules:
+                parts[i] = pattern.sub(replacement, parts[i])
+        prompt = unicodedata.normalize("NFC", "".join(parts))
+    return re.sub(r"[^\S\n]+\Z", "", prompt)
+
+
 def plain(text: str) -> tuple[str, Counter[str]]:
     """The text in the one typography, and how often each kind of change was made."""
     changes: Counter[str] = Counter()

@@ -39,6 +39,8 @@ class Receipt:
     """Of the checkpoint."""
     circumstances: dict[str, str]
     """As `circumstances` gave them."""
+    given_prompt: str | None = None
+    """What the person gave, where `prompt` has another typography or fewer blanks at its end."""
 
 
 def circumstances(checkpoint: Checkpoint) -> dict[str, str]:
@@ -101,9 +103,14 @@ def load(name: str) -> tuple[Path, Receipt]:
 
 def _checked(value: Any) -> Receipt:
     """A receipt from JSON of any origin; raises one of UNSOUND."""
+    value.setdefault("given_prompt", None)  # older receipts have none
     if value.keys() != {field.name for field in dataclasses.fields(Receipt)}:
         raise ValueError("it has other parts")
-    for name in ("text", "prompt"):
+    for name in (
+        "text",
+        "prompt",
+        *(["given_prompt"] if value["given_prompt"] is not None else []),
+    ):
         if not isinstance(value[name], str):
             raise ValueError(f"its {name} is {value[name]!r}")
     for name in ("max_tokens", "seed", "sample", "samples", "iteration"):

@@ -155,6 +155,14 @@ def test_ends_of_every_age_go(end: str) -> None:
     )
 
 
+def test_a_text_that_follows_an_end_without_a_blank_line_is_kept() -> None:
+    text = book("lamp").replace("***\n\nUpdated", "***\nMy own story.\n\nUpdated")
+    text += "\n" + book("bell").replace("\n\n", "\n")
+    stripped = gutenberg.strip(text, outside=True)
+    for kept in ("The story of the lamp.", "My own story.", "The story of the bell."):
+        assert kept in stripped
+
+
 def test_a_text_without_markers_is_kept_whole() -> None:
     text = "Produced by me.\n\nTitle: Mine\n\nI read it at Project Gutenberg.\n\nContents\n\n[1] A"
     assert gutenberg.strip(text, outside=True) == text

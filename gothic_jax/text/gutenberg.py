@@ -7,16 +7,17 @@ text of every book, and text outside of the books that is not a licence or a hea
 import re
 
 _ANY_GUTENBERG = r"(?:PROJECT|PROJEKT|PROJET|PROYECTO|PROGETTO|PROJETO)[ \t]+GUTENBERG"
+# A line between asterisks may be wrapped before those that close it.
+_TO_ASTERISKS = r"(?:[^\n]*\*{3}|[^\n]*(?:\n[^\n*]+){1,2}\*{3}|[^\n]*)[ \t]*$"
 _START = re.compile(
-    r"^[ \t]*\*{3}[ \t]*START OF (?:THE |THIS )?PROJECT GUTENBERG"
-    # The line may be wrapped before the asterisks that close it.
-    r"(?:[^\n]*\*{3}|[^\n]*(?:\n[^\n*]+){1,2}\*{3}|[^\n]*)[ \t]*$",
+    rf"^[ \t]*\*{{3}}[ \t]*START OF (?:THE |THIS )?PROJECT GUTENBERG{_TO_ASTERISKS}",
     re.MULTILINE | re.IGNORECASE,
 )
 _END = re.compile(
-    r"^[ \t]*(?:\*{3}[ \t]*)?(?:THE )?(?:END|FIN|FINE|ENDE|EINDE|SLUT|LOPPU)\b[^\n]{0,30}?"
-    + _ANY_GUTENBERG
-    + r"[^\n]*(?:\n[^\n]+)*$",
+    r"^[ \t]*(?:THE )?(?:END|FIN|FINE|ENDE|EINDE|SLUT|LOPPU)\b[^\n]{0,30}?"
+    # It may be wrapped, too: the last line of its paragraph belongs to it.
+    rf"{_ANY_GUTENBERG}[^\n]*(?:\n[^\n*]+(?=\n[ \t]*\n|\n?\Z))?$"
+    rf"|^[ \t]*\*{{3}}[ \t]*END OF (?:THE |THIS )?PROJECT GUTENBERG{_TO_ASTERISKS}",
     re.MULTILINE | re.IGNORECASE,
 )
 # The licence of files up to about 2003. It stands before the book, and in files of 2002 and 2003

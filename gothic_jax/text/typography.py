@@ -17,7 +17,8 @@ _DOUBLE_QUOTES, _SINGLE_QUOTES = "“”„‟", "‘’‚‛"  # noqa: RUF001 
 _HYPHENS = "‐‑‒–"  # noqa: RUF001
 _NO_BLANK = r"[^\s—―–-]"  # noqa: RUF001
 
-_RULES: Sequence[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]] = (
+_Rule = tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]
+_RULES: Sequence[_Rule] = (
     ("quotes", re.compile(f"[{_DOUBLE_QUOTES}]"), '"'),
     ("quotes", re.compile(f"[{_SINGLE_QUOTES}]"), "'"),
     ("blanks", re.compile("[\u00a0\u2000-\u200a\u202f\u205f]"), " "),
@@ -52,21 +53,20 @@ def fit_prompt(prompt: str, known: Callable[[str], bool]) -> str:
     the model has never read them, and the prompt gets the plain form; a line end at its end stays.
     """
     if not any(map(known, f"{_DOUBLE_QUOTES}{_SINGLE_QUOTES}…")):
-        parts = _CODE.split(prompt)
-        rules = [rule for rule in _RULES if rule[0] != "dashes" or known("—")]
-        for i in range(0, len(parts), 2):
-            for _, pattern, replacement in rules:
-                parts[i] = pattern.sub(replacement, parts[i])
-        prompt = unicodedata.normalize("NFC", "".join(parts))
+        prompt, _ = _applied([r for r in _RULES if r[0] != "dashes" or known("—")], prompt)
     return re.sub(r"[^\S\n]+\Z", "", prompt)
 
 
 def plain(text: str) -> tuple[str, Counter[str]]:
     """The text in the one typography, and how often each kind of change was made."""
+    return _applied(_RULES, text)
+
+
+def _applied(rules: Sequence[_Rule], text: str) -> tuple[str, Counter[str]]:
     changes: Counter[str] = Counter()
     parts = _CODE.split(text)
     for i in range(0, len(parts), 2):  # the others are code
-        for kind, pattern, replacement in _RULES:
+        for kind, pattern, replacement in rules:
             parts[i], count = pattern.subn(replacement, parts[i])
             changes[kind] += count
     text = "".join(parts)

@@ -148,8 +148,9 @@ def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:
     """The lines from each `begin` marker (kept) to its `end` marker (dropped).
 
     Both hold markers separated by "|", taken in pairs and found one after the other. A marker is
-    a whole line in clean typography; one that ends in "..." is the start of a line. An
-    empty one means the start or end of the text. Raises ValueError if one is missing.
+    a whole line in clean typography; one that ends in "..." is the start of a line. With " #2"
+    after it, it means the second such line. An empty one means the start or end of the text.
+    Raises ValueError if one is missing.
     """
     begins, ends = begin.split(MARKER_SEPARATOR), end.split(MARKER_SEPARATOR)
     if len(begins) < len(ends):
@@ -166,15 +167,19 @@ def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:
 
 
 def _find_marker(lines: Sequence[str], marker: str, start: int) -> int:
+    wanted = marker
+    marker, _, count = marker.partition(" #")
+    remaining = int(count or 1)
     prefix = marker.removesuffix("...")
     longest_word = max(re.findall(r"[a-z]+", prefix.lower()), key=len, default="")
     for i in range(start, len(lines)):
         if longest_word not in lines[i].lower():
             continue  # only for speed
         line = _tidy(lines[i])
-        if line == marker or (prefix != marker and line.startswith(prefix)):
+        remaining -= line == marker or (prefix != marker and line.startswith(prefix))
+        if not remaining:
             return i
-    raise ValueError(f"no line {marker!r} after line {start}")
+    raise ValueError(f"no line {wanted!r} after line {start}")
 
 
 def drop_page_numbers(text: str) -> str:

@@ -391,7 +391,7 @@ def test_a_file_that_repeats_itself_is_a_leak(
         (["--add", "wilde=x.txt"], "--voices"),
         (["--add", "poe=*.nothing"], "no file matches"),
         (["--add", "poe=[ab]*.nothing"], "write [[] for [ in a name"),
-        (["--add", "poe=folder/"], "there is no .txt file in folder/"),
+        (["--add", "poe=folder/"], "folder/ holds no file of .txt,"),
         (["--add", "poe=one.txt", "--encoding", "utf-99"], "try cp1252"),
         (["--add", "poe=latin.txt", "--encoding", "ascii"], "byte 3 (line 1) is not ascii"),
         (["--add", "poe=a**b"], "cannot be searched"),

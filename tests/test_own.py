@@ -200,7 +200,7 @@ def test_quotes_dashes_dots_and_blanks_have_one_form(text: str, expected: str) -
     ],
 )
 def test_all_other_characters_are_the_authors(text: str) -> None:
-    assert clean_own(text.encode()) == text
+    assert clean_own(text)[0] == text
 
 
 @pytest.mark.parametrize(
@@ -221,13 +221,13 @@ def test_a_prompt_gets_only_characters_that_the_model_has_read(
 
 def test_typography_can_be_kept() -> None:
     text = "“Yes” — no…"
-    assert clean_own(text.encode(), mode="keep") == text
+    assert clean_own(text, mode="keep")[0] == text
 
 
 @pytest.mark.parametrize("mode", ["plain", "keep"])
 def test_a_voice_token_in_prose_stays_text(mode: str) -> None:
     text = "The line\n<|wilde|>\nand <|endoftext|> within a line.\n<|endoftext|>"
-    body = clean_own(text.encode(), mode=mode)
+    body, _, _ = clean_own(text, mode=mode)
     assert body.split() == text.split()
     assert [work.text for work in split_works(f"<|me|>\n{body}\n<|endoftext|>\n")] == [body]
 
@@ -256,6 +256,7 @@ def test_what_was_done_to_a_file_is_said_and_reported(capsys: pytest.CaptureFixt
             "path": "book.txt",
             "voice": "me",
             "encoding": "cp1252",
+            "documents": 1,
             "gutenberg_words": 28,
             "changes": {"quotes": 3, "dashes": 1, "ellipses": 1},
         }
@@ -271,7 +272,7 @@ def test_an_encoding_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_folder_means_its_text_files(capsys: pytest.CaptureFixture[str]) -> None:
-    for n, name in enumerate(("a.txt", "deep/b.TXT", "._a.txt", "notes.md", "c.txt")):
+    for n, name in enumerate(("a.txt", "deep/b.TXT", "._a.txt", "notes.pdf", "c.md")):
         Path("own", name).parent.mkdir(parents=True, exist_ok=True)
         Path("own", name).write_text(f"{PROSE[:: n + 1]}\n\nThe end of {name}.")
     Path("own/empty.txt").touch()

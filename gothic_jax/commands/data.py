@@ -45,8 +45,9 @@ def main(argv: Sequence[str]) -> None:
     wanted += [work for work in library if args.library and work.voice not in voices]
     works = [work for work in wanted if work.split in splits]
     texts, files = [], []
+    reading = own.Reading(args.encoding, args.typography, args.column)
     for voice, pattern in added:
-        more, read = own.read_all(voice, pattern, args.encoding, args.typography)
+        more, read = own.read_all(voice, pattern, reading)
         texts += more
         files += read
     raw = args.data_dir / "raw"
@@ -94,9 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=GLOB",
         action="append",
         type=parse_add,
-        help="one more voice, from your own text files or a folder of them (may be given several "
-        "times)",
+        help="one more voice, from your own files (text, Markdown, HTML, EPUB, JSONL, CSV) or a "
+        "folder of them (may be given several times)",
     )
+    add("--column", default="", help="of your own CSV files: the one that holds the texts")
     add("--encoding", type=_encoding, help="of your own files, where it is not detected")
     add(
         "--typography",
@@ -170,6 +172,8 @@ def _done_to(file: "OwnFile") -> str:
     parts = []
     if file.encoding != "utf-8":
         parts.append(f"read as {file.encoding}")
+    if file.documents > 1:
+        parts.append(f"has {file.documents:,} documents")
     if file.gutenberg_words:
         parts.append(
             f"left out {file.gutenberg_words:,} words of Project Gutenberg's headers and licences"

@@ -11,12 +11,14 @@ the habits of their printers:
 * no marks of emphasis, no notes and no page furniture. Accents stay: they belong to the words.
 """
 
-import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 from gothic_jax.text import gutenberg, lines
+from gothic_jax.text.notes import drop_marks, drop_notes
 
 # A line longer than this was not wrapped by hand or by a formatter.
 MAX_WRAP = 100
@@ -43,16 +45,7 @@ _BRACKETED = re.compile(r"\[(\d{1,4})\]")
 LEAST_PAGES = 20
 """So many numbers in brackets can be those of pages."""
 
-# Notes within a line: pictures, footnotes and their marks, Greek that a transcriber left out.
-_INLINE_NOTES = re.compile(
-    r"\[(?:Illustration|Picture|Footnote|Sidenote|Greek|Device|Decoration|Transcriber)[^\]]{0,2000}\]"
-    r"|\{\d+[a-z]?\}"
-    r"|\[\d+\]"
-    r"|\[ \]",
-    re.IGNORECASE,
-)
-_FOOTNOTE_BLOCK = re.compile(r"(?:\[\d+\]|\{\d+[a-z]?\}):?\s")
-_EDITORS_NOTE = re.compile(r"\[?Note\.(?:--|—)")
+_EDITORS_NOTE = re.compile(r"\[Note\.(?:--|—)")
 # Where and when a piece was first printed, as a block of its own: "(Punch, May 1, 1885.)".
 _PROVENANCE = re.compile(
     r"\((?=[^()]*\b1[89]\d\d\b)[^()]{1,120}\)"
@@ -73,6 +66,17 @@ _CHARACTERS = str.maketrans(
     | {"…": "...", "\u00a0": " ", "\u00ad": "", "\u200b": "", "\ufeff": "", "\t": " "}
 )
 
+# How transcribers write what their characters lack: ligatures, accents, raised letters, bold type,
+# and how editors mark the punctuation that they have supplied.
+_TRANSCRIBED: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\[(oe|OE)\]"), lambda m: "œ" if m[1] == "oe" else "Œ"),
+    (re.compile(r"\[(ae|AE)\]"), lambda m: "æ" if m[1] == "ae" else "Æ"),
+    (re.compile(r"\[[)(=~^'`.:]([A-Za-z])\]"), r"\1"),
+    (re.compile(r"(?<=\w)\^(?:\{(\w+)\}|(\w+))"), r"\1\2"),
+    (re.compile(r"(?<![\w=])=(?=\w)([^=\n]{1,80})=(?![\w=])"), r"\1"),
+    (re.compile(r"\[([,;:!?.—])\]"), r"\1"),
+]
+
 # What may follow an apostrophe that opens a word: 'tis, 'em, the '80s.
 _ELISION = re.compile(
     r"t(?:is|was|were|will|would|wixt|ween|il|ill|other)?|mid(?:st)?|mongst|gainst|neath|gan|gins"
@@ -83,18 +87,38 @@ _ELISION = re.compile(
 _WORD = re.compile(r"[\w']+")
 
 
-def clean(raw: bytes, begin: str = "", end: str = "") -> str:
+class Cleaned(NamedTuple):
+    """A clean text, and what was dropped on the way to it."""
+
+    text: str
+    dropped: dict[str, int]
+    """Words by rule: `gutenberg`, `markers`, `page numbers`, `notes`, `contents`, `furniture`."""
+
+
+def clean(raw: bytes, begin: str = "", end: str = "") -> Cleaned:
     """The text of a work: decoded, without its furniture, in the one typography.
 
     `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError if the
     bytes are not text or a marker is not found.
     """
-    text = gutenberg.strip(lines.unify(decode(raw)), outside=False)
-    text = drop_page_numbers(text)
-    kept = drop_contents(keep_ranges(text.split("\n"), begin, end))
+    text = lines.unify(decode(raw))
+    counts = {"": len(text.split())}
+
+    def counted(rule: str, kept: list[str]) -> list[str]:
+        counts[rule] = sum(len(line.split()) for line in kept)
+        return kept
+
+    kept = counted("gutenberg", gutenberg.strip(text, outside=False).split("\n"))
+    kept = counted("page numbers", drop_page_numbers("\n".join(kept)).split("\n"))
+    kept = counted("markers", keep_ranges(kept, begin, end))
+    kept = counted("notes", drop_notes("\n".join(kept)).split("\n"))
+    kept = counted("contents", drop_contents(kept))
     blocks = [block for block in split_blocks(kept) if not _is_furniture(block)]
+    counted("furniture", [line for block in blocks for line in block])
+    dropped = {after: counts[before] - counts[after] for before, after in pairwise(counts)}
     paragraphs = [_strip_notes(p) for p in _unwrap_all(blocks)]
-    return _join(_without_half_titles([_tidy(p) for p in paragraphs]))
+    text = _join(_without_half_titles([_tidy(p) for p in paragraphs]))
+    return Cleaned(text, {rule: number for rule, number in dropped.items() if number})
 
 
 def _unwrap_all(blocks: Sequence[Sequence[str]]) -> list[str]:
@@ -108,7 +132,7 @@ def _join(paragraphs: Sequence[str]) -> str:
 
 def _without_half_titles(paragraphs: Sequence[str]) -> list[str]:
     """Keeps one of two equal headings in a row: a title page's and that of the text itself."""
-    pairs = itertools.pairwise(["", *paragraphs])
+    pairs = pairwise(["", *paragraphs])
     return [text for before, text in pairs if not (text == before and text.isupper())]
 
 
@@ -188,7 +212,7 @@ def drop_page_numbers(text: str) -> str:
     They count up, and each occurs once; a footnote's number occurs at its mark and at its note.
     """
     numbers = [int(number) for number in _BRACKETED.findall(text)]
-    steps = sum(after == before + 1 for before, after in itertools.pairwise(numbers))
+    steps = sum(after == before + 1 for before, after in pairwise(numbers))
     if len(numbers) < LEAST_PAGES or 10 * steps < 9 * len(numbers):
         return text
     return re.sub(r"\[\d{1,4}\](?: (?=\S))?", "", text)
@@ -246,8 +270,9 @@ def _is_furniture(block: Sequence[str]) -> bool:
     text = " ".join(line.strip().replace("_", "") for line in block)
     return bool(
         not any(map(str.isalnum, text))
-        or re.fullmatch(r"(?:THE )?END\.?|FINIS\.?|FOOTNOTES?[.:]?", text, re.IGNORECASE)
-        or _FOOTNOTE_BLOCK.match(text)
+        or re.fullmatch(
+            r"(?:THE )?END\.?|FINIS\.?|(?:FOOT)?NOTES?(?: TO .{0,60})?[.:]?", text, re.IGNORECASE
+        )
         or _EDITORS_NOTE.match(text)
         or _PROVENANCE.fullmatch(text)
         or (text.startswith("TO ") and block[0].strip("_ ") == "TO" and len(block) < 8)
@@ -262,7 +287,7 @@ def wrap_width(blocks: Sequence[Sequence[str]]) -> int:
     """
     lengths = sorted(len(line) for block in blocks for line in block if len(line) <= MAX_WRAP)
     few_exceed = max(MIN_WRAP, lengths[len(lengths) * 98 // 100]) if lengths else MIN_WRAP
-    pairs = [pair for block in blocks for pair in itertools.pairwise(block)]
+    pairs = [pair for block in blocks for pair in pairwise(block)]
     explaining = lines.wrap_width([pair for pair in pairs if len(pair[0]) <= MAX_WRAP])
     explained = [_explained(pairs, width) for width in (few_exceed, explaining)]
     better = explaining >= MIN_WRAP and 3 * explained[1] >= len(pairs)
@@ -279,7 +304,7 @@ def unwrap(block: Sequence[str], width: int) -> str:
 
     A line of prose ends where the next word would not have fitted; one of verse ends earlier.
     """
-    pairs = list(itertools.pairwise(block))
+    pairs = list(pairwise(block))
     forced = [len(line) + 1 + len(after.split()[0]) > width - 2 for line, after in pairs]
     broken_sentence = [after.lstrip(" _")[:1].islower() for _, after in pairs]
     indent = min(len(line) - len(line.lstrip()) for line in block)
@@ -308,14 +333,15 @@ def _is_verse(forced: Sequence[bool], broken_sentence: Sequence[bool], indent: i
 
 
 def _strip_notes(text: str) -> str:
-    text = _INLINE_NOTES.sub("", text)
-    text = _PROVENANCE_IN_HEADING.sub("", text)
+    text = _PROVENANCE_IN_HEADING.sub("", drop_marks(text))
     return re.sub(r"\s*\(\s*\)", "", text)
 
 
 def _tidy(text: str) -> str:
     """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
     text = unicodedata.normalize("NFC", text.translate(_CHARACTERS)).replace("_", "")
+    for pattern, replacement in _TRANSCRIBED:
+        text = pattern.sub(replacement, text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
     text = re.sub(r"-{2,}|—{2,}", "—", text)
     text = re.sub(r":-(?=\s|$)", ":—", text)
@@ -336,7 +362,7 @@ def double_quotes(paragraphs: Sequence[str]) -> list[str]:
     A paragraph whose first quote is a single one is taken to follow British use. Its apostrophes
     are distinguished from its quotes by the characters around them: a guess in "the boys' hats".
     """
-    pairs = itertools.pairwise([*paragraphs, ""])
+    pairs = pairwise([*paragraphs, ""])
     return [_swap_quotes(text, continued=_opens(after, 0)) for text, after in pairs]
 
 

@@ -75,8 +75,8 @@ def _item(work: Work, mirror: str | None, raw: Path) -> Item:
 
 def read_work(work: Work, raw: Path) -> Text:
     """A work of the manifest, read from `raw` and cleaned."""
-    body = clean((raw / work.file).read_bytes(), work.begin, work.end)
-    return Text(work.voice, work.file, work.title, work.split, body)
+    body, dropped = clean((raw / work.file).read_bytes(), work.begin, work.end)
+    return Text(work.voice, work.file, work.title, work.split, body, dropped)
 
 
 def files_of(text: Text, chosen: Collection[str], *, library: bool) -> list[str]:
@@ -106,6 +106,7 @@ def report(
             "split": text.split,
             "words": len(words(text.body)),
             "bytes": len(text.body.encode()),
+            "dropped_words": text.dropped,
         }
         for text, files in texts
     ]

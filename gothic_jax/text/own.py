@@ -5,16 +5,17 @@ What happens to a file is counted, so that it can be said: nothing of it is chan
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from gothic_jax.errors import UserError
 from gothic_jax.machine.files import sha256
-from gothic_jax.text import gutenberg, lines, typography
+from gothic_jax.text import forms, gutenberg, lines, typography
 from gothic_jax.text.cleaning import words
-from gothic_jax.text.encodings import decode
 from gothic_jax.text.repeats import Text
 from gothic_jax.text.works import SPLITS, shield
 
@@ -39,44 +40,66 @@ class OwnFile:
     path: str
     voice: str
     encoding: str
+    documents: int
     gutenberg_words: int
     """Words of Project Gutenberg's headers and licences, which were left out."""
     changes: dict[str, int]
     """Of the typography, by kind."""
 
 
-def read_all(
-    voice: str, pattern: str, encoding: str | None, mode: str
-) -> tuple[list[Text], list[OwnFile]]:
-    """The files that match a pattern, clean and split: by file, or a single one by position.
+@dataclass(frozen=True)
+class Reading:
+    """How one's own files are to be read."""
 
-    `encoding` None is detected; `mode` is one of `typography.MODES`. Raises UserError where
-    nothing matches, or a file is not text.
+    encoding: str | None = None
+    """None: detected."""
+    typography: str = typography.PLAIN
+    """One of `typography.MODES`."""
+    column: str = ""
+    """Of CSV files."""
+
+
+def read_all(voice: str, pattern: str, reading: Reading) -> tuple[list[Text], list[OwnFile]]:
+    """The documents of the files that match a pattern, clean and split; a single one by position.
+
+    Raises UserError where nothing matches, or a file is not text.
     """
     paths = _matches(pattern)
-    read = {path: _read(path, voice, encoding, mode) for path in paths}
-    bodies = {path: body for path, (body, _) in read.items()}
+    read = {path: _read(path, voice, reading) for path in paths}
     files = [file for _, file in read.values()]
-    if len(paths) == 1:
-        return _split_by_position(voice, paths[0], bodies[paths[0]]), files
-    # The order must depend on what the files are, not on where they are.
-    order = sorted(paths, key=lambda p: (sha256(bodies[p].encode()), p.name))
+    works = [work for path, (bodies, _) in read.items() for work in _named(path, bodies)]
+    if len(works) == 1:
+        return _split_by_position(voice, paths[0], works[0].body), files
+    # The order must depend on what the documents are, not on where they are.
+    order = sorted(works, key=lambda work: (sha256(work.body.encode()), work.name))
     held_out = max(1, round(len(order) * HELD_OUT_SHARE))
     splits = dict.fromkeys(order, "train")
     splits.update(dict.fromkeys(order[:held_out], "val"))
     if len(order) > 2:
         splits.update(dict.fromkeys(order[held_out : 2 * held_out], "test"))
-    return [_text(voice, path, splits[path], bodies[path]) for path in paths], files
+    return [
+        Text(voice, f"{voice}/{work.name}", work.title, splits[work], work.body) for work in works
+    ], files
 
 
-def clean_own(raw: bytes, encoding: str | None = None, mode: str = typography.PLAIN) -> str:
-    """The text of one's own file, as `read_all` reads it; raises ValueError if it is not text."""
-    return _clean(raw, encoding, mode)[0]
+class _Document(NamedTuple):
+    name: str
+    title: str
+    body: str
 
 
-def _clean(raw: bytes, encoding: str | None, mode: str) -> tuple[str, str, int, dict[str, int]]:
-    decoded = decode(raw, encoding)
-    text = lines.unify(decoded.text)
+def _named(path: Path, bodies: Sequence[str]) -> list[_Document]:
+    if len(bodies) == 1:
+        return [_Document(path.name, path.stem, bodies[0])]
+    return [
+        _Document(f"{path.name}#{number}", f"{path.stem} {number}", body)
+        for number, body in enumerate(bodies, 1)
+    ]
+
+
+def clean_own(text: str, mode: str = typography.PLAIN) -> tuple[str, int, dict[str, int]]:
+    """A document's text as it is trained on; words of Gutenberg's left out; changes by kind."""
+    text = lines.unify(text)
     own = gutenberg.strip(text, outside=True)
     left_out = len(words(text)) - len(words(own)) if own != text else 0
     body = lines.unwrap(own)
@@ -87,10 +110,10 @@ def _clean(raw: bytes, encoding: str | None, mode: str) -> tuple[str, str, int, 
     shielded, markers = shield(body.strip("\n"))
     if markers:
         changes["lines that would mark a voice"] = markers
-    return shielded, decoded.encoding, left_out, changes
+    return shielded, left_out, changes
 
 
-def _read(path: Path, voice: str, encoding: str | None, mode: str) -> tuple[str, OwnFile]:
+def _read(path: Path, voice: str, reading: Reading) -> tuple[list[str], OwnFile]:
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -98,12 +121,20 @@ def _read(path: Path, voice: str, encoding: str | None, mode: str) -> tuple[str,
             f"{path} cannot be read: {error.strerror}; check its permissions, or leave it out"
         ) from error
     try:
-        body, read_as, left_out, changes = _clean(raw, encoding, mode)
+        documents, encoding = forms.documents(path, raw, reading.encoding, reading.column)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    if not body.strip():
+    bodies, left_out = [], 0
+    changes: Counter[str] = Counter()
+    for document in documents:
+        body, gutenbergs, changed = clean_own(document, reading.typography)
+        left_out += gutenbergs
+        changes.update(changed)
+        if body.strip():
+            bodies.append(body)
+    if not bodies:
         raise UserError(f"{path} contains no text; leave it out of the pattern")
-    return body, OwnFile(str(path), voice, read_as, left_out, changes)
+    return bodies, OwnFile(str(path), voice, encoding, len(bodies), left_out, dict(changes))
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -114,9 +145,11 @@ def _matches(pattern: str) -> list[Path]:
         if path.is_file():
             return [path]
         if path.is_dir():
-            found = [p for p in path.rglob("*") if p.suffix.lower() == ".txt" and p.is_file()]
+            found = [p for p in path.rglob("*") if p.suffix.lower() in forms.READ and p.is_file()]
             if not found:
-                raise UserError(f"--add: there is no .txt file in {pattern}; name the files")
+                raise UserError(
+                    f"--add: {pattern} holds no file of {', '.join(forms.READ)}; name the files"
+                )
         else:
             folder = next(parent for parent in path.parents if parent.is_dir())
             found = [p for p in folder.glob(str(path.relative_to(folder))) if p.is_file()]
@@ -145,10 +178,6 @@ def _without_skipped(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-def _text(voice: str, path: Path, split: str, body: str) -> Text:
-    return Text(voice, f"{voice}/{path.name}", path.stem, split, body)
-
-
 def _split_by_position(voice: str, path: Path, body: str) -> list[Text]:
     places = _cuts(body)
     if not places:
@@ -159,7 +188,10 @@ def _split_by_position(voice: str, path: Path, body: str) -> list[Text]:
         )
     bounds = pairwise([0, *places, len(body)])
     parts = [body[start:stop].rstrip() for start, stop in bounds]
-    return [_text(voice, path, split, part) for split, part in zip(SPLITS, parts, strict=False)]
+    return [
+        Text(voice, f"{voice}/{path.name}", path.stem, split, part)
+        for split, part in zip(SPLITS, parts, strict=False)
+    ]
 
 
 def _cuts(body: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +25,8 @@ class Text:
     title: str
     split: str
     body: str
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Words that cleaning has dropped, by rule."""
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,13 @@ def main(argv: Sequence[str]) -> None:
 
     from gothic_jax.machine.files import write_atomically
     from gothic_jax.text.tokenizer import Tokenizer
+    from gothic_jax.text.tokens import load_tokens
 
     tokenizer = Tokenizer.train(works, arguments.vocab_size, arguments.min_frequency)
     output = Path(arguments.output)
     write_atomically(output, tokenizer.to_json(pretty=True).encode())
-    n_tokens = sum(tokenizer.encode(work.text).size for work in works)
+    # Kept beside the text, where training finds them.
+    n_tokens = sum(load_tokens(path, tokenizer).tokens.size for path in paths) - len(works)
     n_bytes = sum(len(work.text.encode()) for work in works)
     longest = sorted(tokenizer.token_bytes, key=len, reverse=True)[:8]
     print(f"{output}: {tokenizer.vocab_size:,} tokens")

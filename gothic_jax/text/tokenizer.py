@@ -121,7 +121,8 @@ class Tokenizer:
         ids: list[int] = []
         for first in range(0, len(pieces), 8):
             batch = pieces[first : first + 8]
-            for encoding in self._bpe.encode_batch(batch, add_special_tokens=False):
+            # "Fast": without the offsets of the tokens in the text.
+            for encoding in self._bpe.encode_batch_fast(batch, add_special_tokens=False):
                 ids += encoding.ids
         return np.array(ids, np.uint32)
 

@@ -49,7 +49,9 @@ def get_config() -> ConfigDict:
     # others; "": as much as there is.
     config.voice_weights = ""
 
-    # AdamW: linear warmup to learning_rate, then cosine to min_lr_ratio of it at max_iters.
+    # adamw, or muon: for kernels Muon, for all else AdamW. Linear warmup to learning_rate, then
+    # cosine to min_lr_ratio of it at max_iters.
+    config.optimizer = "adamw"
     config.learning_rate = 3e-4
     config.min_lr_ratio = 0.1
     config.warmup_iters = 500
@@ -204,6 +206,8 @@ def validate(config: ConfigDict) -> None:
         weights = parse_weights(config.voice_weights, name="voice_weights")
         if min(weights.values()) < 0:
             raise UserError(f"voice_weights must not be below 0: {config.voice_weights}")
+    if config.optimizer not in ("adamw", "muon"):
+        raise UserError(f"optimizer must be adamw or muon, not {config.optimizer}")
     if config.compute_dtype not in ("bfloat16", "float32"):
         raise UserError(f"compute_dtype must be bfloat16 or float32, not {config.compute_dtype}")
     ModelConfig(**config.model).validate()

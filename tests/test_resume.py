@@ -21,7 +21,13 @@ from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.training.optimizer import init_optimizer, make_optimizer
 from tests.common import Workplace, process, run, wait_for
 
-SETTINGS = {"max_iters": 24, "eval_interval": 4, "compute_dtype": "bfloat16"}
+# Muon has both kinds of state: its own, and AdamW's for what is not a kernel.
+SETTINGS = {
+    "max_iters": 24,
+    "eval_interval": 4,
+    "compute_dtype": "bfloat16",
+    "optimizer": "muon",
+}
 
 
 def losses(out: str) -> dict[str, str]:

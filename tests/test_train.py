@@ -153,6 +153,32 @@ def test_updates_are_clipped_adamw_with_decay_on_matrices_only() -> None:
     assert_close(ours, adamw_by_hand(params, gradients, config), rtol=1e-5)
 
 
+def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_adamw() -> None:
+    config = tiny_config(
+        warmup_iters=0, weight_decay=0.5, grad_clip=100.0, learning_rate=0.1, optimizer="muon"
+    )
+    rng = np.random.default_rng(0)
+    params = {
+        "mlp": {"kernel": rng.normal(size=(8, 24))},
+        "token_embedding": np.full((2, 2), 2.0),
+        "norm": np.full(2, -2.0),
+    }
+    gradients = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+    optimizer = make_optimizer(config)
+    ours = jax.tree.map(jnp.asarray, params)
+    summed = jax.tree.map(lambda leaf: 2 * jnp.asarray(leaf), gradients)
+    ours, _ = apply_gradient_sum(optimizer, 2, summed, init_optimizer(optimizer, ours), ours)
+    kernel = params.pop("mlp")["kernel"]
+    update = np.asarray(ours.pop("mlp")["kernel"]) - (1 - 0.1 * 0.5) * kernel
+    # Five Newton-Schulz steps bring all singular values to between 0.68 and 1.13.
+    turned = -update / (0.1 * 0.2 * np.sqrt(24))
+    singular = np.linalg.svd(turned, compute_uv=False)
+    assert 0.6 < singular.min() < singular.max() < 1.3
+    left, _, right = np.linalg.svd(gradients.pop("mlp")["kernel"], full_matrices=False)
+    assert np.trace(turned.T @ left @ right) > 0.8 * 8
+    assert_close(ours, adamw_by_hand(params, [gradients], config), rtol=1e-5)
+
+
 def test_schedule_warms_up_then_falls_to_a_tenth() -> None:
     config = tiny_config(learning_rate=1.0, warmup_iters=10, max_iters=110, min_lr_ratio=0.1)
     schedule = learning_rate_schedule(config)

@@ -1,4 +1,4 @@
-"""AdamW with warmup, cosine decay and clipping, under MultiSteps accumulation."""
+"""AdamW or Muon with warmup, decay and clipping, under MultiSteps accumulation."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,8 @@ import optax
 from ml_collections import ConfigDict
 
 from gothic_jax.model.gpt import Params
+
+MUON_MOMENTUM = 0.95
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
@@ -27,18 +29,31 @@ def _is_matrix(params: Params) -> Params:
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
-def make_optimizer(config: ConfigDict) -> optax.MultiSteps:
-    """The optimizer; clipping and AdamW see the mean gradient of the whole iteration."""
-    inner = optax.chain(
-        optax.clip_by_global_norm(config.grad_clip),
-        optax.adamw(
-            learning_rate_schedule(config),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=_is_matrix,
-        ),
+def _kind(params: Params) -> Params:
+    """`kernel` for the matrices between hidden states; the embedding, also the head, is none."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "kernel" if path[-1].key == "kernel" else "other", params
     )
+
+
+def make_optimizer(config: ConfigDict) -> optax.MultiSteps:
+    """The optimizer; clipping and all else see the mean gradient of the whole iteration.
+
+    AdamW (arXiv 1711.05101); with Muon (Jordan 2024) only for what is not a kernel. A kernel's
+    update is then the momentum of its gradient, made orthogonal, times 0.2 sqrt(its larger
+    dimension), which makes it as large as AdamW's, so that learning rate and decay mean the same
+    for both (arXiv 2502.16982).
+    """
+    schedule, decay = learning_rate_schedule(config), config.weight_decay
+    update = optax.adamw(
+        schedule, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=_is_matrix
+    )
+    if config.optimizer == "muon":
+        muon = optax.contrib.muon(
+            schedule, beta=MUON_MOMENTUM, weight_decay=decay, consistent_rms=0.2
+        )
+        update = optax.partition({"kernel": muon, "other": update}, _kind)
+    inner = optax.chain(optax.clip_by_global_norm(config.grad_clip), update)
     return optax.MultiSteps(inner, every_k_schedule=config.gradient_accumulation_steps)
 
 
@@ -56,8 +71,8 @@ def apply_gradient_sum(
 ) -> tuple[Params, optax.MultiStepsState]:
     """The iteration's one update, given the sum of its `micro_steps` micro-batches' gradients.
 
-    MultiSteps would run AdamW after every micro-batch and throw all but the last away. So the
-    caller adds up, and MultiSteps is handed the sum as its last micro-step's gradient, with
+    MultiSteps would run the optimizer after every micro-batch and throw all but the last away. So
+    the caller adds up, and MultiSteps is handed the sum as its last micro-step's gradient, with
     nothing gathered before it: of that it takes the mean, 0 + (sum - 0) / micro_steps. Between
     iterations nothing is gathered, and no room is kept for it.
     """

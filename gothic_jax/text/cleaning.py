@@ -74,6 +74,7 @@ _TRANSCRIBED: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], st
     (re.compile(r"\[[)(=~^'`.:]([A-Za-z])\]"), r"\1"),
     (re.compile(r"(?<=\w)\^(?:\{(\w+)\}|(\w+))"), r"\1\2"),
     (re.compile(r"(?<![\w=])=(?=\w)([^=\n]{1,80})=(?![\w=])"), r"\1"),
+    (re.compile(r"(?<![\w~])~(?=\w)([^~\n]{1,80})~(?![\w~])"), r"\1"),
     (re.compile(r"\[([,;:!?.—])\]"), r"\1"),
 ]
 

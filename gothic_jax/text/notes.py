@@ -8,7 +8,7 @@ after a word, and later a line that begins with the same mark, where the note is
 import re
 from collections import defaultdict
 
-LONGEST = 10_000
+LONGEST = 5000
 """Characters of a note in brackets; a bracket that closes later than that does not belong to it."""
 
 _BRACKETED = re.compile(

@@ -1,8 +1,10 @@
 """Byte-level BPE, whose special tokens are the voices of the texts."""
 
+import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, SupportsInt
 
@@ -17,8 +19,17 @@ from gothic_jax.model.shape import MAX_VOCABULARY
 from gothic_jax.text.voices import ANY, MARKER, RESERVED_VOICES, voice_token
 from gothic_jax.text.works import END_OF_TEXT, Work
 
-PIECE = 2**18
-"""Characters that are encoded at a time."""
+LONGEST_WORD = 2**18
+"""Characters without white space that are encoded; the library needs 100 bytes for a token."""
+KEPT_WORDS = 2**20
+"""So many words, or a few more, are kept with their tokens."""
+LONGEST_KEPT = 24
+"""Characters of the longest word that is kept; longer ones seldom occur twice."""
+
+# No token lies across the end of one: white space is a token's beginning or all of it, in the
+# pattern of GPT-2's pre-tokenizer.
+# Python's \s has four separators that the pattern's has not.
+_WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 
 
 class Tokenizer:
@@ -33,6 +44,7 @@ class Tokenizer:
         """Of a byte-level BPE that `train` or `parse` has made."""
         bpe.encode_special_tokens = True
         self._bpe = bpe
+        self._kept: dict[str, list[int]] = {}
         self.vocab_size = bpe.get_vocab_size()
         added = bpe.get_added_tokens_decoder()
         self.special_tokens = {token.content: index for index, token in sorted(added.items())}
@@ -115,16 +127,28 @@ class Tokenizer:
     def encode(self, text: str) -> UInt32[np.ndarray, " n"]:
         """The token ids of a text of any length; raises UserError where that is not prose.
 
-        The library gets it in pieces, since it takes a hundred bytes of memory for a token.
+        The library gets each word once, as most words of a text are repetitions.
         """
-        pieces = list(_pieces(text))
-        ids: list[int] = []
-        for first in range(0, len(pieces), 8):
-            batch = pieces[first : first + 8]
+        words = _WORD.findall(text)
+        if max(map(len, words), default=0) > LONGEST_WORD:
+            raise UserError(
+                f"the text has {LONGEST_WORD:,} characters in a row without a space or a line end;"
+                " give a text with words"
+            )
+        if len(self._kept) > KEPT_WORDS:
+            self._kept.clear()
+        new = [word for word in dict.fromkeys(words) if word not in self._kept]
+        for first in range(0, len(new), 4096):
+            batch = new[first : first + 4096]
             # "Fast": without the offsets of the tokens in the text.
-            for encoding in self._bpe.encode_batch_fast(batch, add_special_tokens=False):
-                ids += encoding.ids
-        return np.array(ids, np.uint32)
+            encodings = self._bpe.encode_batch_fast(batch, add_special_tokens=False)
+            self._kept.update(zip(batch, [encoding.ids for encoding in encodings], strict=True))
+        ids = chain.from_iterable(map(self._kept.__getitem__, words))
+        result = np.fromiter(ids, np.uint32)
+        for word in new:
+            if len(word) > LONGEST_KEPT:
+                del self._kept[word]
+        return result
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """The text of some tokens; special tokens have none."""
@@ -238,28 +262,6 @@ def _merges(merges: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
             raise ValueError(f"its merge {merge!r} is not of two tokens that make one")
         pairs.append(pair)
     return pairs
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """The text, cut where no token can lie across: before the white space after a word.
-
-    White space is a token's beginning or all of it (the pattern of GPT-2's pre-tokenizer).
-    """
-    start = 0
-    while len(text) - start > PIECE:
-        end = start + PIECE
-        while True:
-            end = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))
-            if end < 0:
-                raise UserError(
-                    f"the text has {PIECE:,} characters in a row without a space or a line end;"
-                    " give a text with words"
-                )
-            if not text[end - 1].isspace():
-                break
-        yield text[start:end]
-        start = end
-    yield text[start:]
 
 
 def _byte_of_character() -> dict[str, int]:

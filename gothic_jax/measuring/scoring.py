@@ -146,6 +146,9 @@ class Evaluator:
         if not self._windows.counts.any():
             raise UserError("the text to evaluate holds no tokens; give a longer one")
         self._tokenizer = tokenizer
+        openers = set(self._windows.inputs[:, 0].tolist())
+        self.voices = {v: opener for v, opener in tokenizer.voices.items() if opener in openers}
+        """Of the text, with their openers."""
         # A short text does not fill a batch, and need not be padded to one.
         self._batch_size = min(batch_size, len(self._windows.inputs))
 
@@ -166,10 +169,8 @@ class Evaluator:
             return Score(float(nats[rows].sum()), int(tokens[rows].sum()), int(n_bytes[rows].sum()))
 
         scores = {ALL: score(np.ones(len(inputs), bool))}
-        for name, index in self._tokenizer.voices.items():
-            rows = inputs[:, 0] == index
-            if rows.any():
-                scores[name] = score(rows)
+        for name, opener in self.voices.items():
+            scores[name] = score(inputs[:, 0] == opener)
         return scores
 
     def _spans(self) -> Iterator[Any]:

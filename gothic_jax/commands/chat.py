@@ -16,7 +16,10 @@ DEFAULT_PROMPT = "In the shadow of"
 def _parser() -> ArgumentParser:
     defaults = Sampling()
     parser = ArgumentParser(prog="gothic-chat", description="Write with a trained model.")
-    parser.add_argument("--checkpoint", help="RUN/best, RUN/latest or RUN/ITERATION")
+    parser.add_argument(
+        "--checkpoint",
+        help="RUN/best, RUN/latest or RUN/ITERATION (default: the model that comes with a clone)",
+    )
     parser.add_argument("--tokenizer", type=Path, help="default: the checkpoint's own")
     parser.add_argument("--prompt", help=f"how the text begins (default: {DEFAULT_PROMPT})")
     parser.add_argument("--max-tokens", type=int, default=200, help="tokens to write")
@@ -73,8 +76,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.replay is not None:
         return _replay(argv, arguments)
-    if arguments.checkpoint is None:
-        raise UserError("--checkpoint is missing; name RUN/best, RUN/latest or RUN/ITERATION")
     best_of = arguments.best_of is not None
     samples = arguments.best_of if best_of else arguments.num_samples
     if not 1 <= samples <= MAX_SAMPLES:
@@ -92,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
         prompt = DEFAULT_PROMPT
 
     from gothic_jax.checkpoints.checkpoint import locate
+    from gothic_jax.checkpoints.release import gothic_dandy
     from gothic_jax.commands.conversation import Chat, converse
     from gothic_jax.machine.compiled import cache_compiled_programs
     from gothic_jax.machine.device import out_of_memory_reported, select_device
@@ -101,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 
     cache_compiled_programs()
     device = select_device(arguments.device)
-    checkpoint = locate(arguments.checkpoint)
+    checkpoint = locate(arguments.checkpoint) if arguments.checkpoint else gothic_dandy()
     meta = checkpoint.meta
     index = (
         novelty.load_for(meta.config, meta.train_sha256, arguments.train_file) if measured else None

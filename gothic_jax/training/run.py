@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from gothic_jax.checkpoints.checkpoint import Checkpoint, Meta, iterations, locate, no_whole_one
+from gothic_jax.checkpoints.release import refuse_released
 from gothic_jax.checkpoints.saver import refuse_strangers, set_aside, survey, tidy
 from gothic_jax.config import changed, changed_by, saved_config, validate
 from gothic_jax.errors import UserError
@@ -168,6 +169,7 @@ def prepare(request: Request) -> Run:
     Only for the process that holds the lock of the run's folder.
     """
     out_dir = Path(request.settings.out_dir)
+    refuse_released(out_dir)
     tidy(out_dir)
     refuse_strangers(out_dir)
     start = _start(request, out_dir)

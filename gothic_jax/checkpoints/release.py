@@ -1,0 +1,91 @@
+"""Released models: what a checkpoint needs to write, small enough to pass on.
+
+A released run's numbered folder has the parameters in bfloat16, as model.safetensors, beside
+meta.json, tokenizer.json and manifest.json. It has no optimizer, so that the run cannot be resumed,
+and training never writes to its folder.
+"""
+
+import dataclasses
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from safetensors.numpy import save
+
+from gothic_jax.checkpoints.arrays import WEIGHTS
+from gothic_jax.checkpoints.checkpoint import (
+    META,
+    TOKENIZER,
+    Checkpoint,
+    iterations,
+    leaf_name,
+    locate,
+)
+from gothic_jax.config import get_config
+from gothic_jax.errors import UserError
+from gothic_jax.machine import manifest
+
+GOTHIC_DANDY = Path(__file__).parents[2] / "checkpoints" / "gothic-dandy"
+"""The run of the model that comes with a clone of the repository."""
+
+
+def gothic_dandy() -> Checkpoint:
+    """The model that comes with a clone; says so on stderr. Raises UserError where there is none.
+
+    There is none where the package was installed without the repository.
+    """
+    if not iterations(GOTHIC_DANDY):
+        raise UserError(
+            "--checkpoint is missing, and the model of the repository is not here; name RUN/best of"
+            " a run of gothic-train, or clone the repository and name its checkpoints/gothic-dandy"
+        )
+    checkpoint = locate(str(GOTHIC_DANDY))
+    print(f"no --checkpoint given: {checkpoint} writes", file=sys.stderr)
+    return checkpoint
+
+
+def refuse_released(run: Path) -> None:
+    """Raises UserError where a run's folder holds a released model: training leaves it alone."""
+    if found := next(run.glob(f"*/{WEIGHTS}"), None):
+        raise UserError(
+            f"--out-dir {run} holds a released model, without the optimizer that --resume needs;"
+            f" start a new run from it: --init-from {found.parent} --out-dir checkpoints/NAME"
+        )
+
+
+def release(checkpoint: Checkpoint, run: Path) -> Path:
+    """Writes a released run from a checkpoint, and returns the folder of its one checkpoint.
+
+    Settings that name places on this machine get their default values. Raises UserError where the
+    folder is there already or cannot be written.
+    """
+    folder = run / str(checkpoint.iteration)
+    params = checkpoint.params(SingleDeviceSharding(jax.devices("cpu")[0]))
+    arrays = {
+        leaf_name(path): np.asarray(leaf.astype(jnp.bfloat16))
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+    try:
+        folder.mkdir(parents=True)
+        # Written here: the library's own writer makes a file that only its owner can read.
+        (folder / WEIGHTS).write_bytes(save(arrays))
+        (folder / TOKENIZER).write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
+        (folder / META).write_text(json.dumps(_without_places(checkpoint), indent=1))
+        with ThreadPoolExecutor(manifest.HASHERS) as pool:
+            manifest.write(folder, {}, pool)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _without_places(checkpoint: Checkpoint) -> dict[str, object]:
+    defaults = get_config()
+    config = checkpoint.meta.config
+    places = {name: defaults[name] for name in ("data_dir", "tokenizer", "out_dir")}
+    texts = {name: Path(config[name]).name for name in ("train_file", "val_file")}
+    return dataclasses.asdict(dataclasses.replace(checkpoint.meta, config=config | places | texts))

@@ -5,15 +5,17 @@ r"""Asks a classifier that is not the model whose voice the model's texts are in
         --output docs/results/attribution.json --picture docs/blend-curve.png
 
 The classifier (character n-grams, TF-IDF, logistic regression) learns from the works themselves
-and is tested on works that it has not seen. Then it is shown what the model writes in each voice,
-and in blends from all of the one to all of the other.
+and is tested on works that it has not seen. Then it is shown what the model writes in each of some
+voices, by default those of the validation text; of two voices also blends, from all of the one to
+all of the other. What each voice copies and repeats is measured beside the validation text.
 """
 
 import importlib.util
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROMPTS = ("The", "It was", "There is", "In the", "When I", "He had", "And so", "One evening")
 FOLDS = 10
 SHORTEST = 20
+REPEATED_WORDS = 3
 
 
 class Passages(NamedTuple):
@@ -48,11 +51,11 @@ class Passages(NamedTuple):
     works: list[int]
 
 
-def passages(paths: list[Path], words: int) -> Passages:
-    """The works of some texts, cut into passages."""
+def passages(paths: list[Path], words: int, voices: Sequence[str]) -> Passages:
+    """The works of these voices in some texts, cut into passages."""
     result = Passages([], [], [])
     works = [work for path in paths for work in split_works(read_text(path))]
-    for number, work in enumerate(works):
+    for number, work in enumerate(work for work in works if work.voice in voices):
         for text in cut_passages(work.text, words):
             result.texts.append(text)
             result.voices.append(work.voice)
@@ -61,7 +64,7 @@ def passages(paths: list[Path], words: int) -> Passages:
 
 
 def make_classifier() -> Pipeline:
-    """Not trained yet. Both voices weigh the same, however much there is of each."""
+    """Not trained yet. All voices weigh the same, however much there is of each."""
     return make_pipeline(
         TfidfVectorizer(analyzer="char", ngram_range=(1, 4), min_df=3, sublinear_tf=True),
         LogisticRegression(C=30.0, class_weight="balanced", max_iter=1000),
@@ -104,6 +107,24 @@ def written(
     return [text for text in texts if len(find_words(text)) >= SHORTEST]
 
 
+def repeated(text: str) -> float:
+    """The share of the text's sequences of REPEATED_WORDS words that stand in it before."""
+    words = [match[0].casefold() for match in find_words(text)]
+    found = list(zip(*(words[start:] for start in range(REPEATED_WORDS)), strict=False))
+    return 1 - len(set(found)) / len(found)
+
+
+def originality(index: novelty.Index, texts: list[str]) -> dict[str, Any]:
+    """What texts share with the training works, and how much they repeat themselves."""
+    measured = [index.measure(text) for text in texts]
+    longest = [one.longest.words if one.longest else 0 for one in measured]
+    return summarise(measured) | {
+        "texts": len(texts),
+        "longest_p99": float(np.percentile(longest, 99)),
+        "repeated": float(np.mean([repeated(text) for text in texts])),
+    }
+
+
 def draw(report: dict[str, Any], picture: Path) -> None:
     """The blend curve: what share of the texts is given to the second voice, by its weight."""
     import matplotlib as mpl
@@ -132,43 +153,62 @@ def draw(report: dict[str, Any], picture: Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report's shares as Markdown."""
+def _listed(share: dict[str, float]) -> str:
+    return f"{share['share']:.0%} of {share['of']} ({share['low']:.0%} to {share['high']:.0%})"
 
-    def listed(share: dict[str, float]) -> str:
-        return f"{share['share']:.0%} of {share['of']} ({share['low']:.0%} to {share['high']:.0%})"
 
+def attribution_table(report: dict[str, Any]) -> str:
+    """Of each voice: how often it is recognised, and whom else its texts are taken for."""
+    lines = [
+        "| voice | its works, left out | what the model writes | taken for |",
+        "|---|---|---|---|",
+    ]
+    for voice, works in report["works_left_out"].items():
+        own = report["written"][voice]
+        others = [(name, n) for name, n in own["taken_for"].items() if name != voice]
+        named = ", ".join(f"{name} {n}" for name, n in others[:3]) or "no one else"
+        lines.append(f"| {voice} | {_listed(works)} | {_listed(own['right'])} | {named} |")
+    return "\n".join(lines)
+
+
+def blend_table(report: dict[str, Any]) -> str:
+    """The blends as Markdown."""
     first, second = report["voices"]
-    lines = [f"| text | taken for {second} | mean probability |", "|---|---|---|"]
-    for voice, share in report["works_left_out"].items():
-        other = (
-            share
-            if voice == second
-            else share
-            | {"share": 1 - share["share"], "low": 1 - share["high"], "high": 1 - share["low"]}
-        )
-        lines.append(f"| {voice}, works left out | {listed(other)} | |")
+    lines = [f"| blend | taken for {second} | mean probability |", "|---|---|---|"]
     for row in report["blends"]:
         weight = row["weight"]
         name = f"{first} {1 - weight:g}, {second} {weight:g}"
-        lines.append(f"| {name} | {listed(row['attributed'])} | {row['probability']:.2f} |")
+        lines.append(f"| {name} | {_listed(row['attributed'])} | {row['probability']:.2f} |")
     return "\n".join(lines)
 
 
-def novelty_table(report: dict[str, Any]) -> str:
-    """What the texts share with the training works, as Markdown."""
+def originality_table(report: dict[str, Any]) -> str:
+    """What the texts share with the training works and repeat, as Markdown."""
     sizes = (2, 3, 4, 5)
     lines = [
-        "| text | longest span: median | most | in spans of 8 words | new 2-, 3-, 4-, 5-grams |",
-        "|---|---|---|---|---|",
+        "| text | longest span: median | 99% | most | in spans of 8 words | new 2-, 3-, 4-, 5-grams"
+        f" | {REPEATED_WORDS}-grams repeated |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, figures in report["novelty"].items():
+    for name, figures in report["originality"].items():
         new = ", ".join(f"{figures['new_ngrams'][size - 1]:.0%}" for size in sizes)
         lines.append(
-            f"| {name} | {figures['longest_median']} words | {figures['longest_max']} words |"
-            f" {figures['copied']:.2%} | {new} |"
+            f"| {name} | {figures['longest_median']} words | {figures['longest_p99']:.0f} |"
+            f" {figures['longest_max']} | {figures['copied']:.2%} | {new} |"
+            f" {figures['repeated']:.2%} |"
         )
     return "\n".join(lines)
+
+
+def _voices(arguments: Any, writer: Writer, held_out: Path) -> list[str]:
+    """The voices asked about, in order; raises UserError where the model does not know one."""
+    validated = {work.voice for work in split_works(read_text(held_out))}
+    given = arguments.voices.split(",") if arguments.voices else sorted(validated, reverse=True)
+    if unknown := [voice for voice in given if voice not in writer.voices]:
+        raise UserError(f"the model has no voice {unknown[0]!r}; name some of its own: --voices")
+    if len(set(given)) < max(2, len(given)):
+        raise UserError("at least two voices can be told apart; name them with --voices A,B")
+    return given
 
 
 @command("attribution.py")
@@ -178,8 +218,10 @@ def main(argv: Sequence[str]) -> None:
         prog="attribution.py", description="Attribute what a model writes, by a classifier."
     )
     parser.add_argument("checkpoint")
+    parser.add_argument("--voices", help="as wilde,lovecraft (default: those validated)")
+    parser.add_argument("--data-dir", type=Path, help="where the texts are now")
     parser.add_argument("--output", type=Path, help="the JSON file to write")
-    parser.add_argument("--picture", type=Path, help="the PNG file to write")
+    parser.add_argument("--picture", type=Path, help="the PNG file to write, of two voices")
     parser.add_argument("--per-prompt", type=int, default=64, help="texts for each prompt")
     parser.add_argument("--words", type=int, default=PASSAGE_WORDS, help="of a work's passage")
     parser.add_argument("--folds", type=int, default=FOLDS)
@@ -193,14 +235,12 @@ def main(argv: Sequence[str]) -> None:
     location = checkpoint.locate(arguments.checkpoint)
     meta = location.meta
     writer = Writer.load(location, select_device("auto"))
-    index = novelty.load_for(meta.config, meta.train_sha256)
-    if len(writer.voices) != 2:
-        raise UserError(f"{location} has voices {', '.join(writer.voices)}; two can be told apart")
-    first, second = sorted(writer.voices, reverse=True)
-    data = Path(meta.config["data_dir"])
+    data = arguments.data_dir or Path(meta.config["data_dir"])
     train, held_out = (find_text(meta.config[f"{name}_file"], data) for name in ("train", "val"))
-    known = passages([train, held_out], arguments.words)
-    for voice in (first, second):
+    index = novelty.load(train, meta.train_sha256).words
+    voices = _voices(arguments, writer, held_out)
+    known = passages([train, held_out], arguments.words, voices)
+    for voice in voices:
         works = {work for work, of in zip(known.works, known.voices, strict=True) if of == voice}
         if len(works) < arguments.folds:
             raise UserError(
@@ -211,42 +251,64 @@ def main(argv: Sequence[str]) -> None:
         "command": " ".join(["scripts/attribution.py", *argv]),
         "checkpoint": str(location),
         "versions": environment.facts(),
-        "voices": [first, second],
+        "voices": voices,
         "passage_words": arguments.words,
         "works_left_out": leaving_works_out(known, arguments.folds),
+        "written": {},
         "blends": [],
-        "novelty": {},
+        "originality": {},
     }
     classifier = make_classifier().fit(known.texts, known.voices)
-    column = list(classifier.classes_).index(second)
     # A word is about four thirds of a token.
     max_tokens = math.ceil(arguments.words * 4 / 3)
-    for weight in WEIGHTS:
-        blend = {first: 1 - weight, second: weight}
+
+    def texts_of(blend: dict[str, float]) -> list[str]:
         texts = written(writer, blend, arguments.per_prompt, max_tokens, seed=0)
         if not texts:
             raise UserError(f"the model writes nothing of {SHORTEST} words; train it longer")
-        probability = classifier.predict_proba(texts)[:, column]
-        report["blends"].append(
-            {
-                "weight": weight,
-                "attributed": share_right(probability > 0.5),
-                "probability": float(probability.mean()),
-            }
-        )
-        if weight in (0.0, 1.0):
-            report["novelty"][second if weight else first] = {"texts": len(texts)} | summarise(
-                [index.words.measure(text) for text in texts]
-            )
-    if index.baseline is not None:
-        report["novelty"]["held out"] = index.baseline
+        return texts
+
+    own = {voice: texts_of({voice: 1.0}) for voice in voices}
+    for voice, texts in own.items():
+        said = classifier.predict(texts)
+        report["written"][voice] = {
+            "right": share_right(said == voice),
+            "taken_for": dict(Counter(said.tolist()).most_common()),
+        }
+        report["originality"][voice] = originality(index, texts)
+    report["originality"]["held out"] = originality(
+        index, passages([held_out], arguments.words, writer.voices).texts
+    )
+    if len(voices) == 2:
+        report["blends"] = [*_blends(voices, own, texts_of, classifier)]
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.picture is not None:
         draw(report, arguments.picture)
-    print(table(report))
-    print()
-    print(novelty_table(report))
+    tables = [attribution_table(report), originality_table(report)]
+    if report["blends"]:
+        tables.insert(1, blend_table(report))
+    print("\n\n".join(tables))
+
+
+def _blends(
+    voices: Sequence[str],
+    own: dict[str, list[str]],
+    texts_of: Callable[[dict[str, float]], list[str]],
+    classifier: Pipeline,
+) -> Iterator[dict[str, Any]]:
+    """For each of WEIGHTS of the second voice, what is attributed to it."""
+    first, second = voices
+    column = list(classifier.classes_).index(second)
+    for weight in WEIGHTS:
+        pure = {0.0: first, 1.0: second}.get(weight)
+        texts = own[pure] if pure else texts_of({first: 1 - weight, second: weight})
+        probability = classifier.predict_proba(texts)[:, column]
+        yield {
+            "weight": weight,
+            "attributed": share_right(probability > 0.5),
+            "probability": float(probability.mean()),
+        }
 
 
 if __name__ == "__main__":

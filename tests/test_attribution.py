@@ -20,7 +20,8 @@ def works(voice: str, sentence: str, count: int) -> str:
 def test_works_are_cut_into_passages_that_know_their_work(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text(works("wilde", "one two three four five. ", 2) + works("poe", "a b. ", 1))
-    known = SCRIPT["passages"]([file], 40)
+    file.write_text(file.read_text() + works("saki", "c d. ", 1))
+    known = SCRIPT["passages"]([file], 40, ["wilde", "poe"])
     assert known.voices == ["wilde"] * 4 + ["poe"]
     assert known.works == [0, 0, 1, 1, 2]
     assert all(len(text.split()) == 40 for text in known.texts)
@@ -31,13 +32,13 @@ def test_the_classifier_is_asked_about_works_that_it_has_not_seen(tmp_path: Path
     file = tmp_path / "a.txt"
     style = works("wilde", "Oh, how charming! ", 4) + works("poe", "The tomb was old. ", 4)
     file.write_text(style)
-    right = SCRIPT["leaving_works_out"](SCRIPT["passages"]([file], 10), folds=4)
+    right = SCRIPT["leaving_works_out"](SCRIPT["passages"]([file], 10, ["wilde", "poe"]), folds=4)
     assert right["wilde"]["share"] == right["poe"]["share"] == 1.0
     names = [f"{a}{b}{a}{b} " for a, b in zip("abcdefgh", "stuvwxyz", strict=True)]
     file.write_text(
         "".join(works(("wilde", "poe")[i % 2], name * 5, 1) for i, name in enumerate(names))
     )
-    right = SCRIPT["leaving_works_out"](SCRIPT["passages"]([file], 10), folds=4)
+    right = SCRIPT["leaving_works_out"](SCRIPT["passages"]([file], 10, ["wilde", "poe"]), folds=4)
     assert right["wilde"]["share"] + right["poe"]["share"] < 1.5
 
 
@@ -48,6 +49,13 @@ def test_shares_have_wilsons_interval() -> None:
     none = SCRIPT["share_right"](np.zeros(10, bool))
     assert none["low"] == 0.0
     assert none["high"] == pytest.approx(0.2775, abs=1e-4)
+
+
+def test_what_is_repeated_is_the_share_of_sequences_that_came_before() -> None:
+    assert SCRIPT["repeated"]("One two three four five.") == 0
+    # Six sequences of three words, of which the last two came before.
+    assert SCRIPT["repeated"]("a b c d; A, b c d") == pytest.approx(2 / 6)
+    assert SCRIPT["repeated"]("sunset sunset sunset sunset sunset") == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +73,18 @@ def test_mistakes_are_told_before_the_checkpoint_is_opened(
     captured = capsys.readouterr()
     assert cure in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.long
+def test_voices_that_it_does_not_know_are_told(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained.train("--resume", max_iters=7) == 0  # with the text of this folder
+    build(trained.root / "mixed_train.txt", None)
+    for given, told in (("wilde,poe", "no voice 'poe'"), ("wilde", "at least two")):
+        capsys.readouterr()
+        assert SCRIPT["main"]([f"{trained.out_dir}/latest", "--voices", given]) == 2
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -95,9 +115,12 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     assert report["voices"] == ["wilde", "lovecraft"]
     assert [row["weight"] for row in report["blends"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert all(0 < row["attributed"]["of"] <= 16 for row in report["blends"])
-    assert set(report["novelty"]) == {"wilde", "lovecraft", "held out"}
+    assert set(report["originality"]) == {"wilde", "lovecraft", "held out"}
+    for voice in ("wilde", "lovecraft"):
+        own = report["written"][voice]
+        assert sum(own["taken_for"].values()) == own["right"]["of"]
     out = capsys.readouterr().out
     assert "| wilde 0.75, lovecraft 0.25 |" in out
-    held_out = report["novelty"]["held out"]
-    longest = f"{held_out['longest_median']} words | {held_out['longest_max']} words"
+    held_out = report["originality"]["held out"]
+    longest = f"{held_out['longest_median']} words | {held_out['longest_p99']:.0f}"
     assert f"| held out | {longest} |" in out

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.learning_rate = 2e-3
     config.warmup_iters = 60
     config.beta2 = 0.98
-    config.eval_interval = 100
+    config.eval_interval = 200
     config.compute_dtype = "float32"  # few laptops have bfloat16 units
     config.model.block_size = 256
     config.model.n_layer = 6

@@ -29,7 +29,7 @@ def scores(
     # Logits far from uniform, so that a wrong context shows.
     params = jax.tree.map(lambda leaf: leaf * 6 if leaf.ndim > 1 else leaf, params)
     evaluator = Evaluator(
-        text, tokenizer, block_size=TINY.block_size, stride=stride, batch_size=batch_size
+        text.works(), tokenizer, block_size=TINY.block_size, stride=stride, batch_size=batch_size
     )
     return evaluator(loss_function(TINY, "float32", "xla"), params)
 
@@ -98,7 +98,7 @@ def test_a_batch_larger_than_the_text_is_not_filled_up(
         sizes.add(len(inputs))
         return jnp.zeros(inputs.shape)
 
-    Evaluator(text, tokenizer, block_size=TINY.block_size, batch_size=100_000)(losses, {})
+    Evaluator(text.works(), tokenizer, block_size=TINY.block_size, batch_size=100_000)(losses, {})
     (size,) = sizes
     assert size == len(cut_windows(text.works(), TINY.block_size, TINY.block_size).inputs)
 

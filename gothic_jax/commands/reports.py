@@ -102,7 +102,11 @@ def score_report(
             f"this model has no voice {voice}: its works are scored under <|any|>", file=sys.stderr
         )
     evaluator = Evaluator(
-        text, tokenizer, block_size=config.block_size, stride=stride, batch_size=batch_size
+        text.works(),
+        tokenizer,
+        block_size=config.block_size,
+        stride=stride,
+        batch_size=batch_size,
     )
     losses = losses_on(device, config, checkpoint.meta.config["compute_dtype"])
     scores = evaluator(losses, checkpoint.params(SingleDeviceSharding(device)))

@@ -7,7 +7,7 @@ Special tokens are context: they count neither as predictions nor as bytes.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from gothic_jax.model.gpt import Params, graph
 from gothic_jax.model.ops import token_losses
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.text.tokenizer import Tokenizer
-from gothic_jax.text.tokens import TokenText
 from gothic_jax.text.voices import ALL
 
 
@@ -134,15 +133,16 @@ class Evaluator:
 
     def __init__(
         self,
-        text: TokenText,
+        works: Iterable[tuple[Integer[np.ndarray, " n"], int]],
         tokenizer: Tokenizer,
         *,
         block_size: int,
         stride: int | None = None,
         batch_size: int,
     ) -> None:
+        """`works` are tokens and openers, as `cut_windows` takes them."""
         stride = block_size if stride is None else stride
-        self._windows = cut_windows(text.works(), block_size, stride)
+        self._windows = cut_windows(works, block_size, stride)
         if not self._windows.counts.any():
             raise UserError("the text to evaluate holds no tokens; give a longer one")
         self._tokenizer = tokenizer
@@ -158,10 +158,11 @@ class Evaluator:
         Rows are summed in f64 on the host, so that the result does not depend on the batches.
         """
         inputs, targets, counts = self._windows
-        pending = [(span, losses(params, inputs[span], targets[span])) for span in self._spans()]
+        batches = batches_of(len(inputs), self._batch_size)
+        pending = [(rows, losses(params, inputs[rows], targets[rows])) for rows in batches]
         nats = np.zeros(len(inputs), np.float64)
-        for span, batch in pending:
-            nats[span] = np.sum(np.asarray(batch, np.float64), axis=1, where=counts[span])
+        for rows, batch in pending:
+            nats[rows] = np.sum(np.asarray(batch, np.float64), axis=1, where=counts[rows])
         tokens = counts.sum(axis=1)
         n_bytes = np.sum(self._tokenizer.byte_lengths[targets], axis=1, where=counts)
 
@@ -173,12 +174,13 @@ class Evaluator:
             scores[name] = score(inputs[:, 0] == opener)
         return scores
 
-    def _spans(self) -> Iterator[Any]:
-        """Index arrays of equal length, so that one program serves: the last repeats row 0.
 
-        A repeated row is written twice with the same value, which changes nothing.
-        """
-        n = len(self._windows.inputs)
-        for start in range(0, n, self._batch_size):
-            rows = np.arange(start, start + self._batch_size)
-            yield np.where(rows < n, rows, 0)
+def batches_of(rows: int, size: int) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Indices of so many rows in arrays of one length, so that one program serves.
+
+    The last repeats row 0: what is computed of it is written twice with the same value, which
+    changes nothing.
+    """
+    for start in range(0, rows, size):
+        indices = np.arange(start, start + size)
+        yield np.where(indices < rows, indices, 0)

@@ -26,6 +26,7 @@ from gothic_jax.machine.device import (
     tree_bytes,
 )
 from gothic_jax.machine.process import Interrupted, StopSignal
+from gothic_jax.measuring import compass
 from gothic_jax.measuring.scoring import loss_function
 from gothic_jax.model.gpt import flops_per_token, parameter_count
 from gothic_jax.text.voices import ALL, ANY
@@ -84,13 +85,14 @@ def train(run: Run, say: Callable[[str], None]) -> int:
             )
         )
         begin = time.perf_counter()
-        outcome = Loop(run, state, step, tracker, saver, stop).go()
+        loop = Loop(run, state, step, tracker, saver, stop)
+        outcome = loop.go()
         saver.close()
         tracker.stop_bar()
         if outcome is Outcome.STOPPED:
             assert stop.received is not None
             return 128 + stop.received
-        for line in _summary(run, tracker, time.perf_counter() - begin):
+        for line in _summary(run, loop, tracker, time.perf_counter() - begin):
             tracker.say(line)
         return 0
 
@@ -130,7 +132,7 @@ def _close(saver: Saver, kind: type[BaseException] | None, *_: object) -> None:
         print(f"warning: {failure}", file=sys.stderr)
 
 
-def _summary(run: Run, tracker: Tracker, seconds: float) -> Iterator[str]:
+def _summary(run: Run, loop: "Loop", tracker: Tracker, seconds: float) -> Iterator[str]:
     best = locate(run.config.out_dir)
     for voice, score in (best.meta.scores or {}).items():
         yield (
@@ -141,6 +143,15 @@ def _summary(run: Run, tracker: Tracker, seconds: float) -> Iterator[str]:
         f"{duration(seconds)}, {tracker.tokens_per_second:,.0f} tokens/s while training,"
         f" peak memory {memory_peak(run.devices.first) / 2**20:,.0f} MiB"
     )
+    if loop.reading is not None and best.meta.scores and loop.meta.scores:
+        yield compass.verdict(
+            loop.reading,
+            best=best.iteration,
+            best_bits_per_byte=best.meta.scores[ALL]["bits_per_byte"],
+            done=loop.meta.iteration,
+            bits_per_byte=loop.meta.scores[ALL]["bits_per_byte"],
+            dropout=run.shape.dropout,
+        )
     name = shlex.quote(f"{run.config.out_dir}/best")
     yield f"talk to it: gothic-chat --checkpoint {name} --interactive"
 
@@ -159,29 +170,31 @@ class Loop:
     ) -> None:
         self._run = run
         self._state = state
-        self._meta = run.meta
+        self.meta = run.meta
         self._step = step
         self._tracker = tracker
         self._saver = saver
         self._stop = stop
-        self._losses = loss_function(
-            run.shape, run.config.compute_dtype, run.devices.attention, run.devices.divided
-        )
+        model = (run.shape, run.config.compute_dtype, run.devices.attention, run.devices.divided)
+        self._losses = loss_function(*model)
+        self._hits = compass.hit_function(*model)
+        self.reading: compass.Reading | None = None
+        """The compass after the last evaluation, if this process made one."""
         self._sampler = Sampler(run.shape)
 
     def go(self) -> Outcome:
         """Goes through the iterations."""
         run, config = self._run, self._run.config
-        if evaluation_pending(config, self._meta):
+        if evaluation_pending(config, self.meta):
             self._tracker.pause_clock()
-            if outcome := self._pause(self._meta.iteration):
+            if outcome := self._pause(self.meta.iteration):
                 return outcome
             self._tracker.resume_clock()
-        batches = batch_iterator(run.batches, self._meta.iteration)
+        batches = batch_iterator(run.batches, self.meta.iteration)
         windows = _put(run, next(batches))
         unread: tuple[int, Metrics] | None = None
         saved_at = time.monotonic()
-        for done in range(self._meta.iteration + 1, config.max_iters + 1):
+        for done in range(self.meta.iteration + 1, config.max_iters + 1):
             self._state, metrics = self._step(self._state, windows)
             # While the device works on this iteration, the host prepares the next one and
             # reads the figures of the one before.
@@ -212,9 +225,9 @@ class Loop:
         done, metrics = unread
         figures = {name: float(value) for name, value in metrics.items()}
         learned = all(map(math.isfinite, figures.values()))
-        in_a_row = 0 if learned else self._meta.skipped_in_a_row + 1
-        total = self._meta.skipped + (not learned)
-        self._meta = dataclasses.replace(self._meta, skipped=total, skipped_in_a_row=in_a_row)
+        in_a_row = 0 if learned else self.meta.skipped_in_a_row + 1
+        total = self.meta.skipped + (not learned)
+        self.meta = dataclasses.replace(self.meta, skipped=total, skipped_in_a_row=in_a_row)
         self._tracker.iteration(done, figures, skipped=total)
         if in_a_row > self._run.config.max_skipped:
             raise _diverged(
@@ -227,7 +240,7 @@ class Loop:
         config = self._run.config
         if not all_finite(self._state):
             raise _diverged(f"the weights or moments are no longer finite at iteration {done}")
-        self._meta = dataclasses.replace(self._meta, iteration=done, scores=None)
+        self.meta = dataclasses.replace(self.meta, iteration=done, scores=None)
         if evaluation_due(config, done):
             # Left for the resumed run if a signal comes first.
             with contextlib.suppress(Interrupted):
@@ -236,7 +249,7 @@ class Loop:
         self._tracker.flush()
         self._report_failure(self._saver.wait)
         params, optimizer = self._state
-        self._saver.save(params, optimizer, self._meta, self._run.start.tokenizer)
+        self._saver.save(params, optimizer, self.meta, self._run.start.tokenizer)
         outcome = self._outcome(done)
         if outcome is not None:
             # Raises SaveFailure if this last one cannot be written.
@@ -252,11 +265,11 @@ class Loop:
 
     def _outcome(self, done: int) -> Outcome | None:
         config = self._run.config
-        if done == config.max_iters and self._meta.scores is not None:
+        if done == config.max_iters and self.meta.scores is not None:
             return Outcome.COMPLETE
         if self._stop.received is not None:
             return Outcome.STOPPED
-        if config.patience and self._meta.evaluations_since_best >= config.patience:
+        if config.patience and self.meta.evaluations_since_best >= config.patience:
             return Outcome.NO_IMPROVEMENT
         return None
 
@@ -271,21 +284,24 @@ class Loop:
 
     def _evaluate(self) -> None:
         """Scores the validation text and writes samples. Raises Interrupted, with nothing said."""
-        meta = self._meta
+        meta = self.meta
         with self._stop.interrupts():
-            scores = self._run.evaluator(self._losses, self._state.params)
+            params = self._state.params
+            scores = self._run.evaluator(self._losses, params)
+            reading = self._run.compass(self._losses, self._hits, params, scores[ALL].bits_per_byte)
             samples = self._samples()
         loss = scores[ALL].loss
         if not math.isfinite(loss):
             raise _diverged(f"the validation loss is {loss} at iteration {meta.iteration}")
         best = meta.best_val_loss is None or loss < meta.best_val_loss
-        self._meta = dataclasses.replace(
+        self.meta = dataclasses.replace(
             meta,
             scores={voice: score.as_dict() for voice, score in scores.items()},
             best_val_loss=loss if best else meta.best_val_loss,
             evaluations_since_best=0 if best else meta.evaluations_since_best + 1,
         )
-        self._tracker.evaluation(meta.iteration, scores, best=best)
+        self.reading = reading
+        self._tracker.evaluation(meta.iteration, scores, reading, best=best)
         for voice, text in samples.items():
             self._tracker.sample(meta.iteration, voice, text)
             if self._run.index is not None:

@@ -23,6 +23,7 @@ from gothic_jax.errors import UserError
 from gothic_jax.machine import environment
 from gothic_jax.machine.device import out_of_memory_reported, refuse_beyond_memory, tree_bytes
 from gothic_jax.measuring import novelty
+from gothic_jax.measuring.compass import Compass
 from gothic_jax.measuring.scoring import Evaluator
 from gothic_jax.model.attention import Implementation, choose
 from gothic_jax.model.gpt import abstract_params, init_params
@@ -100,6 +101,7 @@ class Run:
     voice_weights: Mapping[str, float] | None
     batches: grain.MapDataset
     evaluator: Evaluator
+    compass: Compass
     index: novelty.Loaded | None
     """Finds what samples copy; None where the training text was not indexed."""
     meta: Meta
@@ -291,7 +293,10 @@ def _made_ready(start: Start) -> Run:
         seed=config.seed,
     )
     evaluator = Evaluator(
-        val_text, tokenizer, block_size=shape.block_size, batch_size=config.batch_size
+        val_text.works(), tokenizer, block_size=shape.block_size, batch_size=config.batch_size
+    )
+    compass = Compass(
+        train_text, val_text, tokenizer, block_size=shape.block_size, batch_size=config.batch_size
     )
     meta = Meta(
         iteration=0,
@@ -309,7 +314,9 @@ def _made_ready(start: Start) -> Run:
     devices = _devices(config, shape)
     if start.whole:
         meta = _resumed(start, meta)
-    return Run(start, shape, devices, train_text, voice_weights, batches, evaluator, index, meta)
+    return Run(
+        start, shape, devices, train_text, voice_weights, batches, evaluator, compass, index, meta
+    )
 
 
 def _devices(config: ConfigDict, shape: ModelConfig) -> Devices:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from gothic_jax.machine.device import memory_peak, peak_flops
 from gothic_jax.machine.terminal import styled
+from gothic_jax.measuring.compass import Reading
 from gothic_jax.measuring.novelty import Novelty
 from gothic_jax.measuring.scoring import Score
 from gothic_jax.text.voices import ALL
@@ -164,8 +165,10 @@ class Tracker:
         if self._mfu_per_rate is not None:
             self._board.scalars(done, {"speed/mfu": rate * self._mfu_per_rate})
 
-    def evaluation(self, done: int, scores: dict[str, Score], *, best: bool) -> None:
-        """Reports the scores on the validation text, per voice."""
+    def evaluation(
+        self, done: int, scores: dict[str, Score], reading: Reading, *, best: bool
+    ) -> None:
+        """Reports the scores on the validation text, per voice, and the compass beside them."""
         for voice, score in scores.items():
             self._board.scalars(
                 done,
@@ -175,6 +178,8 @@ class Tracker:
                     f"val/bits_per_byte/{voice}": score.bits_per_byte,
                 },
             )
+        for name, value in reading._asdict().items():
+            self._board.scalars(done, {f"compass/{name}": value})
         total = scores[ALL]
         voices = ", ".join(
             f"{voice} {score.bits_per_byte:.3f}" for voice, score in scores.items() if voice != ALL
@@ -183,6 +188,7 @@ class Tracker:
             f"{done}/{self._max_iters}  validation: loss {total.loss:.4f}"
             f"  perplexity {total.perplexity:.2f}  bits/byte {total.bits_per_byte:.3f}"
             + (f" ({voices})" if voices else "")
+            + f"  gap {reading.gap:.2f}, recites {reading.recites:.0%}"
             + ("  best so far" if best else "")
         )
 

@@ -50,14 +50,11 @@ def get_config() -> ConfigDict:
     config.voice_weights = ""
 
     # The optimizer: adamw, or muon, which is Muon for the kernels and AdamW for all else. Linear
-    # warmup to learning_rate, then down to min_lr_ratio of it at max_iters: along a cosine, or,
-    # with a cooldown, linearly over that share of the iterations after a constant rate. What
-    # comes before a cooldown does not depend on max_iters, so a run's end can be chosen late.
+    # warmup to learning_rate, then cosine to min_lr_ratio of it at max_iters.
     config.optimizer = "adamw"
     config.learning_rate = 3e-4
     config.min_lr_ratio = 0.1
     config.warmup_iters = 500
-    config.cooldown = 0.0
     config.weight_decay = 0.1  # on matrices only
     config.beta1 = 0.9
     config.beta2 = 0.95
@@ -185,7 +182,7 @@ def validate(config: ConfigDict) -> None:
         "max_iters batch_size gradient_accumulation_steps learning_rate grad_clip eval_interval "
         "log_interval sample_tokens"
     )
-    shares = "voice_dropout min_lr_ratio cooldown model.dropout"
+    shares = "voice_dropout min_lr_ratio model.dropout"
     flat = flatten(config.to_dict())
     kinds = {name: type(value) for name, value in flatten(get_config().to_dict()).items()}
     for name, value in flat.items():

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warmup, decay and clipping, under MultiSteps accumulation."""
+"""AdamW or Muon with warmup, cosine decay and clipping, under MultiSteps accumulation."""
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +12,17 @@ MUON_MOMENTUM = 0.95
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Linear warmup over `warmup_iters`, then down to `min_lr_ratio` of the peak at the end.
+    """Linear warmup over `warmup_iters`, then cosine to `min_lr_ratio` of the peak at the end.
 
-    Down a cosine; with `cooldown` constant first, then linearly over that share of the iterations
-    (warmup-stable-decay, arXiv 2404.06395). The first iteration already learns, at
-    1/(warmup_iters + 1) of the peak.
+    The first iteration already learns, at 1/(warmup_iters + 1) of the peak.
     """
-    peak, end = config.learning_rate, config.learning_rate * config.min_lr_ratio
-    start = peak / (config.warmup_iters + 1)
-    iterations = max(config.max_iters, config.warmup_iters + 1)
-    if not config.cooldown:
-        return optax.schedules.warmup_cosine_decay_schedule(
-            start, peak, config.warmup_iters, iterations, end
-        )
-    falling = min(round(iterations * config.cooldown), iterations - config.warmup_iters)
-    return optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(start, peak, config.warmup_iters),
-            optax.schedules.constant_schedule(peak),
-            optax.schedules.linear_schedule(peak, end, falling),
-        ],
-        [config.warmup_iters, iterations - falling],
+    peak = config.learning_rate
+    return optax.schedules.warmup_cosine_decay_schedule(
+        init_value=peak / (config.warmup_iters + 1),
+        peak_value=peak,
+        warmup_steps=config.warmup_iters,
+        decay_steps=max(config.max_iters, config.warmup_iters + 1),
+        end_value=peak * config.min_lr_ratio,
     )
 
 

@@ -153,8 +153,8 @@ def verdict(
     """
     if best == done:
         return (
-            f"validation was best at the end, iteration {done:,}: a longer run should do better,"
-            f" --max-iters {2 * done}"
+            f"validation was best at the end, iteration {done:,}: a longer run may do better, such"
+            f" as --max-iters {2 * done}"
         )
     worse = bits_per_byte - best_bits_per_byte
     if worse < NO_WORSE:

@@ -1,0 +1,35 @@
+"""The model in checkpoints/gothic-dandy: the library, Wilde and Lovecraft, on two CPU cores.
+
+gothic-data --library
+gothic-tokenize --files data/processed/all_train.txt --vocab-size 4096
+gothic-train --config=configs/dandy.py
+"""
+
+from ml_collections import ConfigDict
+
+from gothic_jax.config import get_config as get_base_config
+
+
+def get_config() -> ConfigDict:
+    """4.3M parameters; 6,000 iterations of 4,096 tokens, two fifths of them of the two voices."""
+    config = get_base_config()
+    config.out_dir = "checkpoints/dandy"
+    config.train_file = "all_train.txt"
+    config.voice_weights = "wilde=0.2,lovecraft=0.2,rest=0.6"
+    config.max_iters = 6000
+    config.batch_size = 16
+    config.gradient_accumulation_steps = 1
+    config.optimizer = "muon"
+    config.learning_rate = 1e-2
+    config.min_lr_ratio = 0.0
+    config.warmup_iters = 100
+    config.beta2 = 0.98
+    config.eval_interval = 500
+    config.compute_dtype = "float32"  # few laptops have bfloat16 units
+    config.model.block_size = 256
+    config.model.n_layer = 6
+    config.model.n_head = 3
+    config.model.n_embd = 192
+    # Of Wilde and Lovecraft it reads five passes, of the library half a pass.
+    config.model.dropout = 0.0
+    return config

@@ -137,3 +137,19 @@ def test_command_gives_the_trainers_own_validation_figures(
         for name, value in meta["scores"][voice].items():
             assert score[name] == pytest.approx(value, rel=1e-5)
         assert f"{score['loss']:.4f}" in table
+
+
+def test_a_text_is_scored_in_the_typography_of_the_training_text(
+    trained_once: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, curly = tmp_path / "plain.txt", tmp_path / "curly.txt"
+    plain.write_text('"Nothing," he said, "ages like candour."')
+    curly.write_text("\u201cNothing,\u201d he said, \u201cages like candour.\u201d")
+    figures = []
+    for file, *flags in ((plain,), (curly,), (curly, "--raw-text")):
+        command = ["--checkpoint", str(trained_once.out_dir), "--file", str(file), "--json"]
+        assert evaluate.main([*command, *flags]) == 0
+        captured = capsys.readouterr()
+        assert ("--raw-text leaves it" in captured.err) == (file == curly and not flags)
+        figures.append(json.loads(captured.out)["loss"])
+    assert figures[0] == figures[1] != figures[2]

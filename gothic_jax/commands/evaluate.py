@@ -24,6 +24,11 @@ def _parser() -> ArgumentParser:
         "--style", metavar="FILE", help="which voice each sentence of a text leans to"
     )
     parser.add_argument("--train-file", help="for --novelty: where the training text is now")
+    parser.add_argument(
+        "--raw-text",
+        action="store_true",
+        help="read the text as it is, not in the typography of the training text",
+    )
     parser.add_argument("--stride", type=int, help="tokens between windows (default: block size)")
     parser.add_argument("--batch-size", type=int, default=16, help="windows at a time")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -39,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     if arguments.verify and arguments.json:
         raise UserError("--verify prints lines only; leave --json out")
+    if arguments.raw_text and not (arguments.file or arguments.style):
+        raise UserError("--raw-text is for --file and --style; leave it out")
     if arguments.train_file is not None and arguments.novelty is None:
         raise UserError("--train-file is for --novelty; leave it out")
 
@@ -63,7 +70,9 @@ def main(argv: Sequence[str]) -> None:
             file = Path(arguments.novelty)
             report, lines = reports.novelty_report(checkpoint, file, arguments.train_file)
         elif arguments.style is not None:
-            report, lines = reports.style_report(checkpoint, device, Path(arguments.style))
+            report, lines = reports.style_report(
+                checkpoint, device, Path(arguments.style), raw_text=arguments.raw_text
+            )
         else:
             report, lines = reports.score_report(
                 checkpoint,
@@ -71,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
                 arguments.file,
                 stride=arguments.stride,
                 batch_size=arguments.batch_size,
+                raw_text=arguments.raw_text,
             )
     print(json.dumps(report) if arguments.json else lines)
 

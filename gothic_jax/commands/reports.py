@@ -77,9 +77,23 @@ def novelty_report(checkpoint: Checkpoint, file: Path, train_file: str | None) -
     return report, "\n".join(novelty.describe(measured, text, index.baseline))
 
 
-def style_report(checkpoint: Checkpoint, device: jax.Device, file: Path) -> Report:
-    """Which voice each sentence of a text leans to, in the training text's typography."""
-    text = fit_prompt(read_text(file), checkpoint.tokenizer.knows)
+def _fitted(file: Path, checkpoint: Checkpoint, *, raw: bool) -> str:
+    """A text in the typography of the training text, which is said where it is not its own."""
+    text = read_text(file)
+    fitted = text if raw else fit_prompt(text, checkpoint.tokenizer.knows)
+    if fitted != text:
+        print(
+            f"{file} is read in the typography of the training text; --raw-text leaves it as it is",
+            file=sys.stderr,
+        )
+    return fitted
+
+
+def style_report(
+    checkpoint: Checkpoint, device: jax.Device, file: Path, *, raw_text: bool
+) -> Report:
+    """Which voice each sentence of a text leans to."""
+    text = _fitted(file, checkpoint, raw=raw_text)
     config = checkpoint.meta.model_config
     losses = losses_on(device, config, checkpoint.meta.config["compute_dtype"])
     params = checkpoint.params(SingleDeviceSharding(device))
@@ -91,12 +105,19 @@ def style_report(checkpoint: Checkpoint, device: jax.Device, file: Path) -> Repo
 
 
 def score_report(
-    checkpoint: Checkpoint, device: jax.Device, file: str, *, stride: int | None, batch_size: int
+    checkpoint: Checkpoint,
+    device: jax.Device,
+    file: str,
+    *,
+    stride: int | None,
+    batch_size: int,
+    raw_text: bool,
 ) -> Report:
     """How well the model predicts a text, in all and by voice."""
     config = checkpoint.meta.model_config
     tokenizer = checkpoint.tokenizer
-    text = encode_text(find_text(file, PROCESSED), tokenizer)
+    path = find_text(file, PROCESSED)
+    text = encode_text(path, _fitted(path, checkpoint, raw=raw_text), tokenizer)
     for voice in text.unknown_voices:
         print(
             f"this model has no voice {voice}: its works are scored under <|any|>", file=sys.stderr

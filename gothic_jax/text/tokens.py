@@ -66,13 +66,12 @@ class TokenText(NamedTuple):
         return shares / shares.sum()
 
 
-def encode_text(path: Path, tokenizer: Tokenizer) -> TokenText:
-    """The tokens of a text file.
+def encode_text(path: Path, text: str, tokenizer: Tokenizer) -> TokenText:
+    """The tokens of a text, which was read from a file.
 
     A work in a voice that the tokenizer does not know is read as one in no voice. Raises
-    UserError where the file is missing, empty or not UTF-8.
+    UserError, which names the file, where it has no work.
     """
-    text = read_text(path)
     return _token_text(text, _encode(path, text, tokenizer), tokenizer)
 
 

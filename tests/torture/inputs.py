@@ -258,7 +258,7 @@ def texts(workplace: Workplace, count: int, *, long: bool) -> Figure:
             path.write_bytes(content)
             try:
                 text = read_text(path)
-                encode_text(path, tokenizer)
+                encode_text(path, text, tokenizer)
             except UserError as error:
                 sound = content.decode("utf-8-sig", "replace")
                 works = split_works(sound.replace("\r\n", "\n").replace("\r", "\n"))
@@ -292,8 +292,10 @@ def _long_texts(workplace: Workplace) -> list[str]:
             "import sys; from pathlib import Path\n"
             "from gothic_jax.errors import UserError\n"
             "from gothic_jax.text.tokens import encode_text\n"
+            "from gothic_jax.text.works import read_text\n"
             "from gothic_jax.text.tokenizer import Tokenizer\n"
-            "try: encode_text(Path(sys.argv[1]), Tokenizer.load(Path(sys.argv[2])))\n"
+            "path = Path(sys.argv[1])\n"
+            "try: encode_text(path, read_text(path), Tokenizer.load(Path(sys.argv[2])))\n"
             "except UserError: sys.exit(2)\n"
         )
         command = [sys.executable, "-c", program, str(path), str(workplace.root / "tokenizer.json")]

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp

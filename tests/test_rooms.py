@@ -15,7 +15,7 @@ FLOORS = (
     {"measuring", "config"},
     {"checkpoints"},
     {"writing"},
-    {"training"},
+    {"training", "shipping"},
     {"commands"},
     {"train"},
 )

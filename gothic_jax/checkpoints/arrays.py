@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - gives NumPy bfloat16, which safetensors asks it for
 import numpy as np
 import tensorstore
 from safetensors import SafetensorError, safe_open

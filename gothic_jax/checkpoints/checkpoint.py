@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from gothic_jax.checkpoints.arrays import WEIGHTS, read_orbax, read_safetensors
 from gothic_jax.config import saved_config
@@ -128,6 +130,12 @@ class Checkpoint:
     def params(self, sharding: jax.sharding.Sharding) -> Params:
         """The parameters, laid out by `sharding`. Raises UserError."""
         return self._restore("params", abstract_params(self.meta.model_config), sharding)
+
+    def named_params(self) -> dict[str, np.ndarray]:
+        """The parameters in float32 on the host, by their names in the files. Raises UserError."""
+        params = self.params(SingleDeviceSharding(jax.devices("cpu")[0]))
+        leaves = jax.tree.leaves_with_path(params)
+        return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
     def optimizer(self, like: Any, sharding: jax.sharding.Sharding) -> Any:
         """The optimizer's state, of the same structure as `like`. Raises UserError."""

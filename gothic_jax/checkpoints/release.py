@@ -11,10 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import SingleDeviceSharding
+import ml_dtypes
 from safetensors.numpy import save
 
 from gothic_jax.checkpoints.arrays import WEIGHTS
@@ -23,7 +20,6 @@ from gothic_jax.checkpoints.checkpoint import (
     TOKENIZER,
     Checkpoint,
     iterations,
-    leaf_name,
     locate,
 )
 from gothic_jax.config import get_config
@@ -65,10 +61,8 @@ def release(checkpoint: Checkpoint, run: Path) -> Path:
     folder is there already or cannot be written.
     """
     folder = run / str(checkpoint.iteration)
-    params = checkpoint.params(SingleDeviceSharding(jax.devices("cpu")[0]))
     arrays = {
-        leaf_name(path): np.asarray(leaf.astype(jnp.bfloat16))
-        for path, leaf in jax.tree.leaves_with_path(params)
+        name: array.astype(ml_dtypes.bfloat16) for name, array in checkpoint.named_params().items()
     }
     try:
         folder.mkdir(parents=True)

@@ -164,6 +164,12 @@ class Tokenizer:
         """The tokenizer in Hugging Face's JSON format, as `parse` reads it."""
         return self._bpe.to_str(pretty=pretty)
 
+    def vocabulary(self) -> tuple[list[str], list[str]]:
+        """All tokens by id, in the byte-level alphabet, and all merges as `first second`."""
+        model = parse_json(self.to_json().encode())["model"]
+        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        return tokens, [" ".join(pair) for pair in model["merges"]]
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of its JSON, in hex."""

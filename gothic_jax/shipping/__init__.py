@@ -1,0 +1,1 @@
+"""Models in the forms of other programs, and the proof that they are the same models."""

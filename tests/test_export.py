@@ -1,0 +1,192 @@
+"""gothic-export: what it writes, what it refuses, and that a wrong export is found."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gothic_jax.checkpoints.checkpoint import leaf_name, locate
+from gothic_jax.commands import export
+from gothic_jax.machine import manifest
+from gothic_jax.model.gpt import init_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.shipping import huggingface, llama
+from gothic_jax.shipping.layouts import to_gguf, to_huggingface
+from tests.common import TINY, Workplace, run
+
+runtimes = pytest.mark.skipif(
+    any(importlib.util.find_spec(n) is None for n in ("torch", "transformers", "xllamacpp")),
+    reason="the programs that are exported for are not installed: scripts/install.sh ship",
+)
+GPT2 = ModelConfig(**vars(TINY) | {"architecture": "gpt2"})
+
+
+def named(config: ModelConfig) -> dict[str, np.ndarray]:
+    """New parameters, none of which is 0 or 1."""
+    drawn = np.random.default_rng(0)
+    leaves = jax.tree.leaves_with_path(init_params(config, 0))
+    return {
+        leaf_name(path): np.asarray(leaf) + drawn.normal(size=leaf.shape).astype(np.float32)
+        for path, leaf in leaves
+    }
+
+
+def test_gemma_in_other_names_has_each_number_once() -> None:
+    params = named(TINY)
+    ours = params["blocks.0.attention.qkv.kernel"]
+    for tensors, names, layer in (
+        (to_huggingface(params, TINY), ("self_attn.{}_proj.weight", "mlp.{}_proj.weight"),
+         "model.layers.0."),
+        (to_gguf(params, TINY), ("attn_{}.weight", "ffn_{}.weight"), "blk.0."),
+    ):  # fmt: skip
+        assert sum(a.size for a in tensors.values()) == sum(a.size for a in params.values())
+        parts = [tensors[layer + names[0].format(part)] for part in "qkv"]
+        np.testing.assert_array_equal(np.concatenate(parts), ours.T)
+        gate, up = (tensors[layer + names[1].format(part)] for part in ("gate", "up"))
+        np.testing.assert_array_equal(
+            np.concatenate([gate, up]), params["blocks.0.mlp.up.kernel"].T
+        )
+    scale = params["final_norm.scale"]
+    assert np.array_equal(to_huggingface(params, TINY)["model.norm.weight"], scale - 1)
+    assert np.array_equal(to_gguf(params, TINY)["output_norm.weight"], scale)
+
+
+def test_gpt2_keeps_its_kernels_for_transformers_and_turns_them_for_llama_cpp() -> None:
+    params = named(GPT2)
+    theirs, gguf = to_huggingface(params, GPT2), to_gguf(params, GPT2)
+    assert len(theirs) == len(gguf) == len(params)
+    kernel = params["blocks.0.mlp.up.kernel"]
+    np.testing.assert_array_equal(theirs["transformer.h.0.mlp.c_fc.weight"], kernel)
+    np.testing.assert_array_equal(gguf["blk.0.ffn_up.weight"], kernel.T)
+    np.testing.assert_array_equal(theirs["transformer.ln_f.bias"], params["final_norm.bias"])
+
+
+def test_a_folder_for_transformers_needs_no_other_package(
+    trained: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out" / "mine"
+    command = ["--checkpoint", str(trained.out_dir), "--output", str(folder), "--no-verify"]
+    assert export.main([*command, "--to", "hf"]) == 0
+    out = capsys.readouterr().out
+    seal, kept = manifest.verify(folder, keep=("config.json", "README.md"))
+    config = json.loads(kept["config.json"])
+    assert (config["head_dim"], config["vocab_size"]) == (16, 320)
+    checkpoint = locate(str(trained.out_dir))
+    card = kept["README.md"].decode()
+    for fact in (checkpoint.seal, checkpoint.meta.train_sha256, "**wilde**", "| lovecraft |"):
+        assert fact in card
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o044 == 0o044
+        assert f"{path}: {path.stat().st_size:,} bytes" in out
+    weights = load_file(folder / "model.safetensors")
+    np.testing.assert_array_equal(
+        weights["model.embed_tokens.weight"], checkpoint.named_params()["token_embedding"]
+    )
+    # What is there stays, unless it is an export and is to be replaced.
+    assert export.main([*command, "--to", "hf"]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert export.main([*command, "--to", "hf", "--overwrite", "--dtype", "bfloat16"]) == 0
+    assert manifest.verify(folder)[0] != seal
+    (folder / "my notes.txt").write_text("mine")
+    assert export.main([*command, "--to", "hf", "--overwrite"]) == 2
+    assert "my notes.txt is not in the manifest" in capsys.readouterr().err
+    assert (folder / "my notes.txt").read_text() == "mine"
+
+
+def test_nothing_is_left_of_an_export_that_failed(
+    trained: Workplace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    command = ["--checkpoint", str(trained.out_dir), "--output", str(tmp_path / "out" / "x")]
+    with monkeypatch.context() as context:
+        context.setattr(huggingface, "write", full)
+        assert export.main([*command, "--to", "hf"]) == 2
+    assert "No space left" in capsys.readouterr().err
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "gguf", None)
+        assert export.main([*command, "--to", "gguf"]) == 2
+    assert "scripts/install.sh ship" in capsys.readouterr().err
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_ollama_is_told_what_the_checkpoint_writes_with() -> None:
+    lines = llama.modelfile("m-f16.gguf", TINY).splitlines()
+    assert lines[0] == "FROM ./m-f16.gguf"
+    assert "PARAMETER num_ctx 32" in lines
+    assert 'PARAMETER stop "<|endoftext|>"' in lines
+    assert "PARAMETER temperature 0.8" in lines
+
+
+@runtimes
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["gemma", "gpt2"])
+def test_the_exported_files_are_the_same_model_elsewhere(
+    workplace: Workplace, tmp_path: Path, architecture: str
+) -> None:
+    assert workplace.train(**{"model.architecture": architecture, "model.n_layer": 2}) == 0
+    for kind, dtype in (("f32", "float32"), ("q8_0", "bfloat16")):
+        folder = tmp_path / kind
+        command = ["--checkpoint", str(workplace.out_dir), "--output", str(folder)]
+        done = run("export", [*command, "--type", kind, "--dtype", dtype], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"| hf {dtype} | transformers" in done.stdout
+        assert f"| gguf {kind} | llama.cpp" in done.stdout
+        assert "111 of 111" in done.stdout
+        assert f"| hf {dtype} |" in (folder / "hf" / "README.md").read_text()
+        assert (folder / "ollama" / "Modelfile").is_file()
+        manifest.verify(folder)
+
+
+WRONG = {
+    "a norm": """
+from gothic_jax.shipping import layouts
+own = layouts.to_gguf
+export.to_gguf = lambda params, config: {
+    name: array - 1 if "norm" in name else array for name, array in own(params, config).items()}
+""",
+    "a gate": """
+from gothic_jax.shipping import layouts
+own = layouts.to_huggingface
+def swapped(params, config):
+    tensors = own(params, config)
+    gate, up = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up"))
+    tensors[gate], tensors[up] = tensors[up], tensors[gate]
+    return tensors
+export.to_huggingface = swapped
+""",
+    "a pre-tokenizer": """
+import gguf
+own = gguf.GGUFWriter.add_tokenizer_pre
+gguf.GGUFWriter.add_tokenizer_pre = lambda self, _: own(self, "default")
+""",
+}
+
+
+@runtimes
+@pytest.mark.long
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_export_is_refused(workplace: Workplace, tmp_path: Path, wrong: str) -> None:
+    # Trained until the parts of the model matter.
+    assert workplace.train(max_iters=100, eval_interval=100, **{"model.dropout": 0.0}) == 0
+    form = "hf" if wrong == "a gate" else "gguf"
+    program = (
+        "from gothic_jax.shipping import export\n"
+        f"{WRONG[wrong]}\n"
+        "from gothic_jax.commands.export import main\n"
+        f"raise SystemExit(main({['--checkpoint', str(workplace.out_dir), '--to', form]!r}"
+        f" + ['--output', {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout
+    assert "is not the same model" in done.stderr

@@ -214,11 +214,21 @@ def test_fine_tuning_starts_a_new_run_from_old_weights(
          "--config.weight_decay=0.0"]
     )  # fmt: skip
     assert code == 0
-    assert "no voice me" in capsys.readouterr().out
+    assert "new voices: me" in capsys.readouterr().out
     assert checkpoint.iterations(tuned) == [2]
-    # Hardly anything was learned at this rate: these are the old weights.
-    for old, now in zip(trained.params(), trained.params(out_dir=tuned), strict=True):
-        np.testing.assert_allclose(old, now, atol=1e-6)
+    before, after = (checkpoint.locate(str(run)) for run in (trained.out_dir, tuned))
+    assert after.tokenizer.vocab_size == before.tokenizer.vocab_size + 1
+    assert after.tokenizer.openers == before.tokenizer.openers | {"me": 320}
+    assert after.tokenizer.encode(diary).tolist() == before.tokenizer.encode(diary).tolist()
+    # Hardly anything was learned at this rate: these are the old weights, and the new voice's row.
+    old, now = before.named_params(), after.named_params()
+    row = old["token_embedding"][before.tokenizer.any_voice]
+    old["token_embedding"] = np.concatenate([old["token_embedding"], row[None]])
+    for name, array in now.items():
+        np.testing.assert_allclose(array, old[name], atol=1e-6)
+    assert chat.main(["--checkpoint", str(tuned), "--voice", "me", "--max-tokens", "4"]) == 0
+    more = ["--resume", "--out-dir", str(tuned), "--max-iters", "3"]
+    assert train.main(more) == 0
     capsys.readouterr()
     again = ["--init-from", f"{trained.out_dir}/best", "--out-dir", str(tuned), "--overwrite"]
     assert train.main([*again, "--config.model.n_layer=3"]) == 2

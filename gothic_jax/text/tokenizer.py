@@ -66,8 +66,7 @@ class Tokenizer:
         Raises UserError where that is too few or too many, or a voice has a reserved name.
         """
         voices = sorted({work.voice for work in works if work.voice})
-        if reserved := RESERVED_VOICES.intersection(voices):
-            raise UserError(f"a voice cannot have the name {', '.join(reserved)}; choose another")
+        _refuse_reserved(voices)
         specials = [END_OF_TEXT, *map(voice_token, [ANY, *voices])]
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         smallest = len(specials) + len(alphabet)
@@ -122,6 +121,21 @@ class Tokenizer:
                 f"{source} is not a tokenizer that can be used here"
                 f" ({textwrap.shorten(reason, 200)}); `gothic-tokenize` makes one"
             ) from error
+
+    def with_voices(self, names: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with a special token more for each new voice, after all others.
+
+        Raises UserError where a voice has a reserved name, or there would be too many tokens.
+        """
+        _refuse_reserved(names)
+        if self.vocab_size + len(names) > MAX_VOCABULARY:
+            raise UserError(f"with {', '.join(names)} there are over {MAX_VOCABULARY:,} tokens")
+        value = parse_json(self.to_json().encode())
+        for index, name in enumerate(names, start=self.vocab_size):
+            token = voice_token(name)
+            value["model"]["vocab"][token] = index
+            value["added_tokens"].append({"id": index, "content": token, "special": True})
+        return Tokenizer(_build(value))
 
     def encode(self, text: str) -> UInt32[np.ndarray, " n"]:
         """The token ids of a text of any length; raises UserError where that is not prose.
@@ -189,6 +203,11 @@ class Tokenizer:
     def byte_lengths(self) -> Int[np.ndarray, " token"]:
         """Bytes that each token stands for, by id."""
         return np.array([len(token) for token in self.token_bytes])
+
+
+def _refuse_reserved(voices: Iterable[str]) -> None:
+    if reserved := RESERVED_VOICES.intersection(voices):
+        raise UserError(f"a voice cannot have the name {', '.join(reserved)}; choose another")
 
 
 def _special(text: str) -> AddedToken:

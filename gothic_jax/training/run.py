@@ -26,13 +26,13 @@ from gothic_jax.measuring import novelty
 from gothic_jax.measuring.compass import Compass
 from gothic_jax.measuring.scoring import Evaluator
 from gothic_jax.model.attention import Implementation, choose
-from gothic_jax.model.gpt import abstract_params, init_params
+from gothic_jax.model.gpt import Params, abstract_params, init_params
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.tokens import TokenText, load_tokens
-from gothic_jax.text.voices import parse_weights
+from gothic_jax.text.voices import ANY, parse_weights
 from gothic_jax.text.windows import training_batches
-from gothic_jax.text.works import find_text
+from gothic_jax.text.works import find_text, read_text, split_works
 from gothic_jax.training.optimizer import init_optimizer, make_optimizer
 from gothic_jax.training.step import TrainState, data_mesh
 
@@ -156,13 +156,23 @@ class Run:
             if weights is None:
                 params = init_params(self.shape, self.config.seed)
             else:
-                params = weights.params(everywhere)
+                params = _with_new_voices(weights.params(everywhere), self.start.tokenizer)
             if weights is not None and self.start.whole:
                 like = jax.eval_shape(partial(init_optimizer, optimizer), params)
                 state = TrainState(params, weights.optimizer(like, everywhere))
             else:
                 state = TrainState(params, init_optimizer(optimizer, params))
             return jax.device_put(state, everywhere)
+
+
+def _with_new_voices(params: Params, tokenizer: Tokenizer) -> Params:
+    """The parameters with a row of the embedding for each new voice: that of no voice."""
+    table = params["token_embedding"]
+    new = tokenizer.vocab_size - len(table)
+    if not new:
+        return params
+    rows = jnp.repeat(table[tokenizer.any_voice][None], new, axis=0)
+    return params | {"token_embedding": jnp.concatenate([table, rows])}
 
 
 def prepare(request: Request) -> Run:
@@ -226,16 +236,20 @@ def _start(request: Request, out_dir: Path) -> Start:
     config.out_dir = str(out_dir)
     if weights is not None:
         _refuse_other_model(weights, config)
+        if "tokenizer" in request.overrides:
+            weights.same_tokenizer(Path(config.tokenizer))
     if whole:
         for name, change in changed(whole[-1].meta.config, config.to_dict()).items():
             print(f"changed since {whole[-1]}: {name} {change}")
     validate(config)
-    if weights is None:
-        tokenizer = Tokenizer.load(Path(config.tokenizer))
-    elif "tokenizer" in request.overrides:
-        tokenizer = weights.same_tokenizer(Path(config.tokenizer))
-    else:
-        tokenizer = weights.tokenizer
+    tokenizer = weights.tokenizer if weights else Tokenizer.load(Path(config.tokenizer))
+    if weights and not whole:
+        path = find_text(config.train_file, Path(config.data_dir))
+        named = {work.voice for work in split_works(read_text(path))} - {""}
+        if new := sorted(named - tokenizer.openers.keys()):
+            tokenizer = tokenizer.with_voices(new)
+            config.model.vocab_size = tokenizer.vocab_size
+            print(f"new voices: {', '.join(new)}; each begins as <|{ANY}|>")
     return Start(config, tokenizer, weights, whole)
 
 

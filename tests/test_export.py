@@ -15,9 +15,9 @@ from gothic_jax.checkpoints.checkpoint import leaf_name, locate
 from gothic_jax.commands import export
 from gothic_jax.machine import manifest
 from gothic_jax.model.gpt import init_params
+from gothic_jax.model.layouts import to_gguf, to_huggingface
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.shipping import huggingface, llama
-from gothic_jax.shipping.layouts import to_gguf, to_huggingface
 from tests.common import TINY, Workplace, run
 
 runtimes = pytest.mark.skipif(
@@ -150,13 +150,13 @@ def test_the_exported_files_are_the_same_model_elsewhere(
 
 WRONG = {
     "a norm": """
-from gothic_jax.shipping import layouts
+from gothic_jax.model import layouts
 own = layouts.to_gguf
 export.to_gguf = lambda params, config: {
     name: array - 1 if "norm" in name else array for name, array in own(params, config).items()}
 """,
     "a gate": """
-from gothic_jax.shipping import layouts
+from gothic_jax.model import layouts
 own = layouts.to_huggingface
 def swapped(params, config):
     tensors = own(params, config)

@@ -26,11 +26,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
 
 from gothic_jax.checkpoints.arrays import WEIGHTS, read_orbax, read_safetensors
-from gothic_jax.config import saved_config
+from gothic_jax.checkpoints.foreign import Foreign, is_foreign, open_foreign
+from gothic_jax.config import get_config, saved_config
 from gothic_jax.errors import UserError
-from gothic_jax.machine import manifest
+from gothic_jax.machine import environment, manifest
 from gothic_jax.machine.device import refuse_beyond_memory, tree_bytes
 from gothic_jax.machine.files import UNSOUND, parse_json, read_regular
 from gothic_jax.model.gpt import Params, abstract_params
@@ -82,6 +84,8 @@ class Checkpoint:
     seal: str
     """The manifest's own SHA-256, which identifies all of the checkpoint."""
     _tokenizer_json: bytes = dataclasses.field(repr=False)
+    _foreign: Foreign | None = dataclasses.field(default=None, repr=False)
+    """What it is read from, where that is a folder of another program."""
 
     @classmethod
     def open(cls, run: Path, iteration: int) -> "Checkpoint":
@@ -94,6 +98,20 @@ class Checkpoint:
                 raise ValueError(f"it is of iteration {meta.iteration}")
             return cls(run, meta, seal, kept[TOKENIZER])
 
+    @classmethod
+    def of_foreign(cls, folder: Path) -> "Checkpoint":
+        """A folder of Hugging Face's transformers as a checkpoint before its first iteration.
+
+        Raises UserError where it is damaged, or its model none of ours.
+        """
+        foreign = open_foreign(folder)
+        config = get_config()
+        config.model = ConfigDict(dataclasses.asdict(foreign.shape))
+        tokenizer = Tokenizer.parse(foreign.tokenizer_json, f"{folder}/{TOKENIZER}")
+        unknown = "0" * 64  # nobody says what it was trained on
+        meta = Meta(0, config.to_dict(), tokenizer.sha256, unknown, unknown, environment.facts())
+        return cls(folder, meta, foreign.seal, foreign.tokenizer_json, foreign)
+
     @property
     def iteration(self) -> int:
         """Iterations done."""
@@ -102,7 +120,7 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         """Its folder."""
-        return self.run / str(self.iteration)
+        return self.run if self._foreign else self.run / str(self.iteration)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -145,7 +163,9 @@ class Checkpoint:
         refuse_beyond_memory(next(iter(sharding.device_set)), tree_bytes(like), f"{self}/{item}")
         wanted = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
         with unreadable_reported(self.path):
-            if item == "params" and (self.path / WEIGHTS).is_file():
+            if self._foreign is not None:
+                arrays = self._foreign.params(wanted)
+            elif item == "params" and (self.path / WEIGHTS).is_file():
                 arrays = read_safetensors(self.path, wanted)
             else:
                 arrays = read_orbax((self.path / item).resolve(), wanted)
@@ -195,6 +215,8 @@ def no_whole_one(run: Path, damage: Iterable[str]) -> UserError:
 def locate(name: str, *, exact: bool = False) -> Checkpoint:
     """The checkpoint of a name: RUN/best, RUN/latest, RUN (its best), or RUN/ITERATION, opened.
 
+    A folder of Hugging Face's transformers is one, too.
+
     Where it is damaged, that is reported on stderr and the next best one, or the one before the
     latest, takes its place; but one that was asked for by its iteration is refused, and with
     `exact` any. Raises UserError where there is none.
@@ -204,6 +226,8 @@ def locate(name: str, *, exact: bool = False) -> Checkpoint:
     if not iterations(path) and (path.name in ("best", "latest") or path.name.isdecimal()):
         run, which = path.parent, path.name
     held = iterations(run)
+    if not held and is_foreign(path):
+        return Checkpoint.of_foreign(path)
     if not held:
         raise UserError(f"there is no checkpoint at {name}; `gothic-train` makes one")
     if which.isdecimal():

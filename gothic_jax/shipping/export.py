@@ -12,8 +12,8 @@ from jax.sharding import SingleDeviceSharding
 from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
 from gothic_jax.machine import manifest
+from gothic_jax.model.layouts import to_gguf, to_huggingface
 from gothic_jax.shipping import huggingface, llama, verify
-from gothic_jax.shipping.layouts import to_gguf, to_huggingface
 from gothic_jax.shipping.request import Request
 from gothic_jax.text.voices import ALL
 from gothic_jax.text.works import find_text, read_text, split_works

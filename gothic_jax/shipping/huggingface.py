@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save
 
+from gothic_jax.model.layouts import Tensors
 from gothic_jax.model.shape import ModelConfig
-from gothic_jax.shipping.layouts import Tensors
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.voices import ANY, voice_token
 from gothic_jax.text.works import END_OF_TEXT

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from gothic_jax.errors import UserError
+from gothic_jax.model.layouts import Tensors
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.shipping.huggingface import chat_template
-from gothic_jax.shipping.layouts import Tensors
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.works import END_OF_TEXT
 from gothic_jax.writing.settings import Sampling

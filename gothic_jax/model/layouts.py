@@ -13,6 +13,7 @@ import numpy as np
 from gothic_jax.model.shape import ModelConfig
 
 Tensors = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Row(NamedTuple):
@@ -88,6 +89,10 @@ def to_huggingface(params: Mapping[str, np.ndarray], config: ModelConfig) -> Ten
 
     The head is left out: it is the embedding.
     """
+    return _contiguous(_huggingface_views(params, config))
+
+
+def _huggingface_views(params: Mapping[str, np.ndarray], config: ModelConfig) -> Tensors:
     gemma = config.architecture == "gemma"
 
     def laid_out(ours: str, array: np.ndarray) -> np.ndarray:
@@ -98,13 +103,35 @@ def to_huggingface(params: Mapping[str, np.ndarray], config: ModelConfig) -> Ten
     return _renamed(params, config, lambda row: row.huggingface, laid_out)
 
 
+def huggingface_shapes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """The shape of each tensor that `to_huggingface` gives, from those of the parameters."""
+    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    return {name: array.shape for name, array in _huggingface_views(empty, config).items()}
+
+
+def from_huggingface(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Tensors:
+    """The parameters, by name, from Transformers' tensors: what `to_huggingface` was given."""
+    gemma = config.architecture == "gemma"
+    params = {}
+    for row in _rows(config):
+        array = np.concatenate([tensors[name] for name in row.huggingface])
+        if gemma and row.ours.endswith("scale"):
+            array = array + 1
+        params[row.ours] = array.T if gemma and row.ours.endswith("kernel") else array
+    return params
+
+
 def to_gguf(params: Mapping[str, np.ndarray], config: ModelConfig) -> Tensors:
     """The parameters, by name, as llama.cpp has them."""
 
     def laid_out(ours: str, array: np.ndarray) -> np.ndarray:
         return array.T if ours.endswith("kernel") else array
 
-    return _renamed(params, config, lambda row: row.gguf, laid_out)
+    return _contiguous(_renamed(params, config, lambda row: row.gguf, laid_out))
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
 def _renamed(
@@ -118,7 +145,7 @@ def _renamed(
         array = laid_out(row.ours, params[row.ours])
         # Several parts only where the outputs are the first axis.
         parts = np.split(array, len(theirs(row)))
-        tensors |= dict(zip(theirs(row), map(np.ascontiguousarray, parts), strict=True))
+        tensors |= dict(zip(theirs(row), parts, strict=True))
     return tensors
 
 

@@ -1,7 +1,7 @@
 """The model in checkpoints/gothic-dandy: the library, Wilde and Lovecraft, on two CPU cores.
 
 gothic-data --library
-gothic-tokenize --files data/processed/all_train.txt --vocab-size 4096
+gothic-tokenize --files data/processed/all_train.txt --output data/tokenizer_library.json
 gothic-train --config=configs/dandy.py
 """
 
@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config = get_base_config()
     config.out_dir = "checkpoints/dandy"
     config.train_file = "all_train.txt"
+    config.tokenizer = "data/tokenizer_library.json"
     config.voice_weights = "wilde=0.2,lovecraft=0.2,rest=0.6"
     config.max_iters = 6000
     config.batch_size = 16

@@ -239,6 +239,11 @@ def main(argv: Sequence[str]) -> None:
     train, held_out = (find_text(meta.config[f"{name}_file"], data) for name in ("train", "val"))
     index = novelty.load(train, meta.train_sha256).words
     voices = _voices(arguments, writer, held_out)
+    if arguments.picture is not None and len(voices) != 2:
+        raise UserError(f"--picture shows two voices, not {len(voices)}; leave it out")
+    theirs = passages([held_out], arguments.words, writer.voices).texts
+    if not theirs:
+        raise UserError(f"{held_out} has no passage of {arguments.words} words; lower --words")
     known = passages([train, held_out], arguments.words, voices)
     for voice in voices:
         works = {work for work, of in zip(known.works, known.voices, strict=True) if of == voice}
@@ -276,9 +281,7 @@ def main(argv: Sequence[str]) -> None:
             "taken_for": dict(Counter(said.tolist()).most_common()),
         }
         report["originality"][voice] = originality(index, texts)
-    report["originality"]["held out"] = originality(
-        index, passages([held_out], arguments.words, writer.voices).texts
-    )
+    report["originality"]["held out"] = originality(index, theirs)
     if len(voices) == 2:
         report["blends"] = [*_blends(voices, own, texts_of, classifier)]
     if arguments.output is not None:

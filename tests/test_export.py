@@ -99,6 +99,31 @@ def test_a_folder_for_transformers_needs_no_other_package(
     assert (folder / "my notes.txt").read_text() == "mine"
 
 
+def test_only_an_export_is_ever_overwritten(
+    trained: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--checkpoint", str(trained.out_dir), "--no-verify", "--to", "hf", "--overwrite"]
+    mine = tmp_path / ".out.tmp"
+    mine.mkdir()
+    for folder in (trained.out_dir / "6", trained.root):
+        before = sorted(folder.rglob("*"))
+        assert export.main([*command, "--output", str(folder)]) == 2
+        assert f"{folder} is none" in capsys.readouterr().err
+        assert sorted(folder.rglob("*")) == before
+    assert export.main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert mine.is_dir()
+    text = tmp_path / "markers.txt"
+    text.write_text("<|wilde|>\n<|endoftext|>\n")
+    for given, told in ((text, "no text"), (tmp_path / "none", "none"), (tmp_path / "s", "tokens")):
+        (tmp_path / "s").write_text("Hm.")
+        flags = ["--to", "hf", "--text", str(given), "--output", str(tmp_path / "other")]
+        assert export.main(["--checkpoint", str(trained.out_dir), *flags]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "other").exists()
+
+
 def test_nothing_is_left_of_an_export_that_failed(
     trained: Workplace,
     tmp_path: Path,
@@ -121,8 +146,12 @@ def test_nothing_is_left_of_an_export_that_failed(
 
 
 def test_ollama_is_told_what_the_checkpoint_writes_with() -> None:
-    lines = llama.modelfile("m-f16.gguf", TINY).splitlines()
+    lines = llama.modelfile("m-f16.gguf", TINY, ["wilde", "poe"]).splitlines()
     assert lines[0] == "FROM ./m-f16.gguf"
+    assert lines[1] == (
+        'TEMPLATE """<|{{ if or (eq .System "any") (eq .System "wilde") (eq .System "poe") }}'
+        '{{ .System }}{{ else }}any{{ end }}|>{{ .Prompt }}"""'
+    )
     assert "PARAMETER num_ctx 32" in lines
     assert 'PARAMETER stop "<|endoftext|>"' in lines
     assert "PARAMETER temperature 0.8" in lines
@@ -190,3 +219,4 @@ def test_a_wrong_export_is_refused(workplace: Workplace, tmp_path: Path, wrong: 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2, done.stdout
     assert "is not the same model" in done.stderr
+    assert not (tmp_path / "out").exists()

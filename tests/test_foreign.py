@@ -67,7 +67,14 @@ def test_it_is_scored_and_fine_tuned_and_gets_new_voices(
 ) -> None:
     folder = exported(workplace)
     text = ["--file", str(workplace.root / "mixed_val.txt"), "--json"]
+    files = sorted(folder.iterdir())
     assert evaluate.main(["--checkpoint", str(folder), *text]) == 0
+    assert evaluate.main(["--checkpoint", str(folder), "--verify"]) == 0
+    assert "without a manifest" in capsys.readouterr().out
+    assert chat.main(["--checkpoint", str(folder), "--max-tokens", "4", "--novelty"]) == 2
+    assert "nobody says" in capsys.readouterr().err
+    assert chat.main(["--checkpoint", str(folder), "--max-tokens", "4"]) == 0
+    assert sorted(folder.iterdir()) == files
     mine = workplace.root / "mine.txt"
     mine.write_text("<|me|>\n" + "A diary of small weathers.\n" * 40 + "<|endoftext|>\n")
     tuned = workplace.root / "tuned"
@@ -112,6 +119,15 @@ def without_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def link_to_itself(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+
+
 def other_shape(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = np.ones(7, np.float32)
@@ -144,7 +160,10 @@ def no_json(folder: Path) -> None:
         (lambda f: in_config(f, intermediate_size=96), "four times hidden_size"),
         (lambda f: in_config(f, rope_parameters={"rope_type": "yarn"}), "rope_parameters"),
         (lambda f: in_config(f, vocab_size=2**20), "vocab_size"),
-        (lambda f: in_config(f, hidden_size="wide"), "cannot be used here"),
+        (lambda f: in_config(f, hidden_size="wide"), "must be a whole number"),
+        (lambda f: in_config(f, num_hidden_layers=1.0), "must be a whole number"),
+        (without_tokenizer, "save_pretrained"),
+        (link_to_itself, "there is no checkpoint"),
         (without_weights, "pytorch_model.bin is not read"),
         (other_shape, "model.norm.weight is F32[7]"),
         (one_missing, "model.norm.weight is missing"),

@@ -95,13 +95,15 @@ def test_training_starts_from_it_and_leaves_it_alone(
     new = trained.root / "new"
     assert trained.train("--init-from", str(released), out_dir=new) == 0
     assert locate(str(new / "latest")).iteration == 6
-    # A run in the folder above it, new and tidied up.
+    # A run in the folder above it, new and tidied up; a model of another program is there, too.
+    (released.parent / "hf").mkdir()
+    (released.parent / "hf" / WEIGHTS).write_bytes(b"")
     assert trained.train("--overwrite", out_dir=released.parent) == 0
     assert files() == before
 
 
 def test_a_model_that_is_there_is_not_released_again(trained: Workplace, released: Path) -> None:
-    with pytest.raises(UserError, match="cannot be written: File exists"):
+    with pytest.raises(UserError, match="holds checkpoints already"):
         release.release(locate(str(trained.out_dir)), released)
 
 

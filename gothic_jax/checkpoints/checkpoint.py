@@ -41,6 +41,8 @@ from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.voices import ALL
 
 META, TOKENIZER = "meta.json", "tokenizer.json"
+FIGURES = ("loss", "perplexity", "bits_per_byte")
+"""Of a score, those that others read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,11 @@ class Checkpoint:
     def iteration(self) -> int:
         """Iterations done."""
         return self.meta.iteration
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a folder of another program: nobody says what it was trained on."""
+        return self._foreign is not None
 
     @property
     def path(self) -> Path:
@@ -273,8 +280,8 @@ def _parse_meta(content: bytes, path: Path) -> Meta:
         if not re.fullmatch("[0-9a-f]{64}", value[name]):
             raise ValueError(f"its {name} is not a SHA-256")
     if (scores := value["scores"]) is not None:
-        figures = [scores[ALL]["loss"], *(f for score in scores.values() for f in score.values())]
-        if not all(isinstance(figure, float | int) for figure in figures):
+        figures = [score[name] for score in scores.values() for name in FIGURES]
+        if ALL not in scores or not all(isinstance(figure, float | int) for figure in figures):
             raise ValueError("its scores are not numbers")
     if not all(isinstance(fact, str) for fact in value["environment"].values()):
         raise ValueError("its environment is not a list of facts")

@@ -48,6 +48,14 @@ _NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {
 """What these settings must be, or be left out, for the model to be one of ours."""
 
 
+_NUMBERS = (
+    *("n_ctx", "n_positions", "vocab_size", "n_layer", "n_head", "n_embd", "n_inner"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"),
+    *("hidden_size", "intermediate_size", "max_position_embeddings"),
+)
+"""Settings that are whole numbers where they are given."""
+
+
 class Foreign(NamedTuple):
     """Such a folder, looked through."""
 
@@ -109,6 +117,11 @@ def is_foreign(folder: Path) -> bool:
 
 def open_foreign(folder: Path) -> Foreign:
     """Looks through a folder. Raises UserError, which names what cannot be used here."""
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(
+            f"{folder} has no tokenizer.json; save the tokenizer there: transformers'"
+            " AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
     if not (folder / WEIGHTS).is_file():
         pickled = [name for name in PICKLES if (folder / name).exists()]
         found = f"; {pickled[0]} is not read" if pickled else ""
@@ -122,7 +135,7 @@ def open_foreign(folder: Path) -> Foreign:
         seal = sha256(config + tokenizer + file_sha256(folder / WEIGHTS).encode())
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    except UNSOUND as error:
+    except (RuntimeError, *UNSOUND) as error:  # RuntimeError: links in a circle
         raise UserError(f"{folder} cannot be used here: {error}") from error
     return Foreign(folder, shape, tokenizer, added, seal)
 
@@ -132,6 +145,9 @@ def _shape(config: Any) -> ModelConfig:
     kind = config["model_type"]
     if kind not in _NEEDED:
         raise ValueError(f"it is a model of type {kind!r}; gpt2 and gemma can be used")
+    for name, value in config.items():
+        if name in _NUMBERS and value is not None and type(value) is not int:
+            raise TypeError(f"its {name} is {value!r}, which must be a whole number")
     for name, values in _NEEDED[kind].items():
         if name in config and config[name] not in values:
             raise ValueError(f"its {name} is {config[name]!r}, which must be {values[0]!r}")

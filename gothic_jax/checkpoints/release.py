@@ -8,6 +8,7 @@ and training never writes to its folder.
 import dataclasses
 import json
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,31 +48,39 @@ def gothic_dandy() -> Checkpoint:
 
 def refuse_released(run: Path) -> None:
     """Raises UserError where a run's folder holds a released model: training leaves it alone."""
-    if found := next(run.glob(f"*/{WEIGHTS}"), None):
-        raise UserError(
-            f"--out-dir {run} holds a released model, without the optimizer that --resume needs;"
-            f" start a new run from it: --init-from {found.parent} --out-dir checkpoints/NAME"
-        )
+    for iteration in iterations(run):
+        if (run / str(iteration) / WEIGHTS).is_file():
+            raise UserError(
+                f"--out-dir {run} holds a released model, without the optimizer that --resume"
+                f" needs; start a new run from it: --init-from {run / str(iteration)} --out-dir"
+                " checkpoints/NAME"
+            )
 
 
 def release(checkpoint: Checkpoint, run: Path) -> Path:
     """Writes a released run from a checkpoint, and returns the folder of its one checkpoint.
 
     Settings that name places on this machine get their default values. Raises UserError where the
-    folder is there already or cannot be written.
+    run's folder holds checkpoints already, or cannot be written; it is then as it was.
     """
+    if iterations(run):
+        raise UserError(f"{run} holds checkpoints already; name another folder")
     folder = run / str(checkpoint.iteration)
     arrays = {
         name: array.astype(ml_dtypes.bfloat16) for name, array in checkpoint.named_params().items()
     }
     try:
-        folder.mkdir(parents=True)
-        # Written here: the library's own writer makes a file that only its owner can read.
-        (folder / WEIGHTS).write_bytes(save(arrays))
-        (folder / TOKENIZER).write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
-        (folder / META).write_text(json.dumps(_without_places(checkpoint), indent=1))
-        with ThreadPoolExecutor(manifest.HASHERS) as pool:
-            manifest.write(folder, {}, pool)
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".release-", dir=run) as place:
+            new = Path(place) / "new"
+            new.mkdir()
+            # Written here: the library's own writer makes a file that only its owner can read.
+            (new / WEIGHTS).write_bytes(save(arrays))
+            (new / TOKENIZER).write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
+            (new / META).write_text(json.dumps(_without_places(checkpoint), indent=1))
+            with ThreadPoolExecutor(manifest.HASHERS) as pool:
+                manifest.write(new, {}, pool)
+            new.rename(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return folder

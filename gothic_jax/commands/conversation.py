@@ -52,7 +52,8 @@ class Chat:
         self._index = index
         self._raw_prompt = raw_prompt
         self._last_text = ""
-        self._keeps_receipts = True
+        # A receipt names a numbered checkpoint, and another program's folder is not ours to fill.
+        self._keeps_receipts = not checkpoint.is_foreign
 
     def reply(self, prompt: str, settings: Settings) -> None:
         """Prints the prompt and what follows it, a single sample as it is written."""

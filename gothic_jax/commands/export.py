@@ -1,10 +1,13 @@
 """gothic-export: a model in the forms of other programs, compared with the original."""
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gothic_jax.commands.cli import ArgumentParser, command
+from gothic_jax.errors import UserError
 from gothic_jax.shipping.request import DTYPES, FORMS, TYPES, Request
 
 
@@ -53,29 +56,43 @@ def main(argv: Sequence[str]) -> None:
     """Exports a checkpoint."""
     arguments = _parser().parse_args(argv)
 
+    if arguments.text is not None and arguments.no_verify:
+        raise UserError("--text is what to compare on; leave it or --no-verify out")
+
     from gothic_jax.checkpoints.checkpoint import locate
     from gothic_jax.checkpoints.release import gothic_dandy
     from gothic_jax.machine.compiled import cache_compiled_programs
+    from gothic_jax.machine.device import out_of_memory_reported
+    from gothic_jax.machine.environment import warn_of_other_versions
     from gothic_jax.shipping import verify
-    from gothic_jax.shipping.export import export, prove
+    from gothic_jax.shipping.export import export, place_of, text_to_compare_on
 
     cache_compiled_programs()
     checkpoint = locate(arguments.checkpoint) if arguments.checkpoint else gothic_dandy()
     name = arguments.name or checkpoint.run.resolve().name
+    if not re.fullmatch(r"[\w.+ -]+", name):
+        raise UserError(f"--name {name!r} cannot be a file's name; use letters, digits, - and _")
+    warn_of_other_versions(str(checkpoint), checkpoint.meta.environment)
     forms = (arguments.to,) if arguments.to else FORMS
     request = Request(forms, arguments.dtype, arguments.type, name)
-    export(checkpoint, arguments.output, request, overwrite=arguments.overwrite)
-    for path in sorted(path for path in arguments.output.rglob("*") if path.is_file()):
+    output: Path = arguments.output
+    with out_of_memory_reported("export a smaller model"):
+        text = None if arguments.no_verify else text_to_compare_on(checkpoint, arguments.text)
+        proofs, missing = export(
+            checkpoint, output, request, overwrite=arguments.overwrite, text=text
+        )
+    for path in sorted(path for path in output.rglob("*") if path.is_file()):
         print(f"{path}: {path.stat().st_size:,} bytes")
-    if not arguments.no_verify:
-        proofs, missing = prove(checkpoint, arguments.output, request, arguments.text)
-        if proofs:
-            print(verify.table(proofs))
-        for line in missing:
-            print(f"not compared with the original: {line}", file=sys.stderr)
+    if proofs:
+        print(verify.table(proofs))
+    for line in missing:
+        print(f"not compared with the original: {line}", file=sys.stderr)
     if "ollama" in forms:
-        place = arguments.output / "ollama" if len(forms) > 1 else arguments.output
-        print(f"in {place}: ollama create {name} -f Modelfile; ollama run {name} 'The door'")
+        model = shlex.quote(name)
+        print(
+            f"in {place_of(output, 'ollama', request)}: ollama create {model} -f Modelfile;"
+            f" ollama run {model} 'The door'"
+        )
 
 
 if __name__ == "__main__":

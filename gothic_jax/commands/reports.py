@@ -44,6 +44,10 @@ def describe(checkpoint: Checkpoint) -> Iterator[str]:
     """
     meta = checkpoint.meta
     yield f"seal         {checkpoint.seal}"
+    if checkpoint.is_foreign:
+        yield f"checkpoint   {checkpoint}: a folder of transformers, without a manifest to check by"
+        yield f"tokenizer    {checkpoint.tokenizer.sha256}"
+        return
     yield f"checkpoint   {checkpoint}: every file is as it was written"
     yield f"config       {sha256(json.dumps(meta.config, sort_keys=True).encode())}"
     yield f"tokenizer    {checkpoint.tokenizer.sha256}"

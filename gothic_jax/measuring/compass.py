@@ -13,7 +13,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, Integer
 
-from gothic_jax.measuring.scoring import Evaluator, LossFunction, batches_of, cut_windows
+from gothic_jax.measuring.scoring import (
+    Evaluator,
+    LossFunction,
+    batches_of,
+    cut_windows,
+    fitting_batch,
+)
 from gothic_jax.model.attention import Implementation
 from gothic_jax.model.gpt import Params, graph
 from gothic_jax.model.shape import ModelConfig
@@ -38,11 +44,12 @@ class Reading(NamedTuple):
     """What the compass shows after one evaluation."""
 
     train_bits_per_byte: float
-    """On windows of the training text, as many as the validation text has, in its voices."""
+    """On as much training text of the same voices as there is validation text."""
     gap: float
     """Bits per byte by which the validation text is predicted worse than these."""
     recites: float
-    """Share of PASSAGES training passages that are continued word for word, RECITED_WORDS long."""
+    """Share of PASSAGES training passages that are continued word for word from their middle, for
+    RECITED_WORDS words or to the end of the window."""
 
 
 def hit_function(
@@ -80,7 +87,7 @@ class Compass:
         self._evaluator = Evaluator(sample, tokenizer, block_size=block_size, batch_size=batch_size)
         chosen = [sample[number] for number in _spread(len(sample), PASSAGES)]
         self._windows = cut_windows(chosen, block_size, block_size)
-        self._batch_size = min(batch_size, len(chosen))
+        self._batch_size = fitting_batch(batch_size, len(chosen))
         # A model that chooses the likeliest token each time continues a passage word for word as
         # long as each of its tokens is the likeliest after those before it: one pass tells.
         counted = np.zeros(self._windows.inputs.shape, bool)
@@ -107,14 +114,14 @@ def similar_passages(
 ) -> list[tuple[Integer[np.ndarray, " n"], int]]:
     """Passages of the training text of a window each, with their openers.
 
-    Of each voice of the held-out text there are as many windows as that has, spread evenly over the
-    voice's training works, or over all where it has none; fewer where there are not so many.
+    Of each voice of the held-out text there is about as much text, spread evenly over the voice's
+    training works, or over all where it has none; less where there is not so much.
     """
     pieces = [
         (body[start : start + block_size], opener)
         for body, opener in train.works()
         for start in range(0, max(len(body) - block_size, 0) + 1, block_size)
-        if len(body) > 1
+        if len(body)
     ]
     passages = []
     for opener in sorted(set(held_out.openers.tolist())):

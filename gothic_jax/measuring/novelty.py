@@ -312,8 +312,14 @@ def load(path: Path, digest: str) -> Loaded:
 def load_for(config: Mapping[str, Any], train_sha256: str, file: str | None = None) -> Loaded:
     """The index of the text that a run with these settings was trained on; as `load`.
 
-    `file` is where that text is now, if not where the settings have it.
+    `file` is where that text is now, if not where the settings have it. Raises UserError, too,
+    where nobody says what the model was trained on: its hash is then all zeros.
     """
+    if not train_sha256.strip("0"):
+        raise UserError(
+            "nobody says what text this model of another program was trained on, so that nothing"
+            " can be compared with it; leave --novelty and --best-of out"
+        )
     folder = Path(config["data_dir"]) if file is None else PROCESSED
     return load(find_text(file or config["train_file"], folder), train_sha256)
 

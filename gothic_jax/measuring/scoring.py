@@ -149,8 +149,7 @@ class Evaluator:
         openers = set(self._windows.inputs[:, 0].tolist())
         self.voices = {v: opener for v, opener in tokenizer.voices.items() if opener in openers}
         """Of the text, with their openers."""
-        # A short text does not fill a batch, and need not be padded to one.
-        self._batch_size = min(batch_size, len(self._windows.inputs))
+        self._batch_size = fitting_batch(batch_size, len(self._windows.inputs))
 
     def __call__(self, losses: LossFunction, params: Params) -> dict[str, Score]:
         """The score of `all` tokens, and of each voice in the text if it names any.
@@ -173,6 +172,15 @@ class Evaluator:
         for name, opener in self.voices.items():
             scores[name] = score(inputs[:, 0] == opener)
         return scores
+
+
+def fitting_batch(batch_size: int, rows: int) -> int:
+    """The size of batches for so many rows: few rows need not be padded to a whole batch.
+
+    It can be divided over all devices if `batch_size` can.
+    """
+    devices = jax.local_device_count()
+    return min(batch_size, -(-rows // devices) * devices)
 
 
 def batches_of(rows: int, size: int) -> Iterator[Int[np.ndarray, " batch"]]:

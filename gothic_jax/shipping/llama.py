@@ -1,6 +1,7 @@
 """A GGUF file, which llama.cpp loads, and what Ollama needs beside it."""
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from gothic_jax.model.layouts import Tensors
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.shipping.huggingface import chat_template
 from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.text.voices import ANY
 from gothic_jax.text.works import END_OF_TEXT
 from gothic_jax.writing.settings import Sampling
 
@@ -74,12 +76,17 @@ def _add_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_chat_template(chat_template([*tokenizer.voices]))
 
 
-def modelfile(gguf: str, config: ModelConfig) -> str:
-    """Ollama's description of a model in a GGUF file beside it; the system message is the voice."""
+def modelfile(gguf: str, config: ModelConfig, voices: Iterable[str]) -> str:
+    """Ollama's description of a model in a GGUF file beside it.
+
+    The voice is the system message, where that is a voice's name.
+    """
     sampling = Sampling()
+    known = " ".join(f'(eq .System "{voice}")' for voice in (ANY, *voices))
     return (
         f"FROM ./{gguf}\n"
-        'TEMPLATE """<|{{ if .System }}{{ .System }}{{ else }}any{{ end }}|>{{ .Prompt }}"""\n'
+        f'TEMPLATE """<|{{{{ if or {known} }}}}{{{{ .System }}}}{{{{ else }}}}{ANY}{{{{ end }}}}|>'
+        '{{ .Prompt }}"""\n'
         f"PARAMETER num_ctx {config.block_size}\n"
         f'PARAMETER stop "{END_OF_TEXT}"\n'
         f"PARAMETER temperature {sampling.temperature}\n"

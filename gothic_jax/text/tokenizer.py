@@ -265,9 +265,12 @@ def _specials(added: Any, vocabulary: dict[str, int]) -> list[AddedToken]:
         content = token["content"]
         if not isinstance(content, str) or vocabulary.get(content) != token["id"]:
             raise ValueError(f"the vocabulary lacks its added token {content!r}")
-        if not token["special"] or not MARKER.fullmatch(content):
+        marker = MARKER.fullmatch(content)
+        if not token["special"] or marker is None:
             raise ValueError(f"its added token {content!r} is not of the form <|name|>")
         specials.append(_special(content))
+        if marker[1] in RESERVED_VOICES - {ANY, "endoftext"}:
+            raise ValueError(f"a voice cannot have the name {marker[1]}")
     names = {str(token) for token in specials}
     if missing := {END_OF_TEXT, voice_token(ANY)} - names:
         raise ValueError(f"it has no {min(missing)} token")

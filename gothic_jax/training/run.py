@@ -295,7 +295,7 @@ def _made_ready(start: Start) -> Run:
                 f"{train_path} has voices that the tokenizer does not know: {unknown}; train it"
                 f" again: `{shlex.join(command)}`"
             )
-        print(f"the checkpoint has no voice {unknown}: works in it are trained under <|any|>")
+        print(f"{train_path} is trained under <|{ANY}|> where its voice is {unknown}")
     weights = config.voice_weights
     voice_weights = parse_weights(weights, name="voice_weights") if weights else None
     batches = training_batches(

@@ -9,7 +9,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 write() {
     printf '\n=== %s ===\n' "$1"
     shift
-    gothic-chat --prompt "The door" --max-tokens 100 --seed 1 "$@"
+    gothic-chat --prompt "In the evening" --max-tokens 100 --seed 1 "$@"
 }
 
 write "Wilde" --voice wilde

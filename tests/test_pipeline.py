@@ -56,6 +56,20 @@ def test_resume_chat_and_eval_of_the_default_model(home: Path) -> None:
     assert 0.5 < report["bits_per_byte"] < 4
 
 
+def test_the_model_of_the_repository_has_the_figures_of_its_card(home: Path) -> None:
+    run = Path(__file__).parent.parent / "checkpoints" / "gothic-dandy"
+    card = (run / "README.md").read_text()
+    text = home / "data/processed/mixed_val.txt"
+    report = json.loads(
+        succeed("evaluate", f"--checkpoint {run} --file {text} --json", home).stdout
+    )
+    figures = [report["voices"]["wilde"], report["voices"]["lovecraft"], report]
+    stated = re.findall(r"\| \*\*([\d.]+)\*\* \|", card)
+    for figure, said in zip(figures, stated, strict=True):
+        assert figure["bits_per_byte"] == pytest.approx(float(said), abs=2e-3)
+    assert sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) < 32e6
+
+
 def test_tensorboard_holds_what_the_run_said(home: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 

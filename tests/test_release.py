@@ -1,6 +1,7 @@
 """Released models: what they hold, what opens them, and what leaves them alone."""
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -23,15 +24,15 @@ from gothic_jax.commands import chat, evaluate
 from gothic_jax.errors import UserError
 from gothic_jax.machine import manifest
 from gothic_jax.model.gpt import abstract_params
-from tests.common import TINY, Workplace
+from tests.common import TINY, Workplace, run
 
 
 @pytest.fixture(scope="module")
 def released_once(trained_once: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A released run, made of the best checkpoint of a finished one."""
-    run = tmp_path_factory.mktemp("released") / "model"
-    release.release(locate(str(trained_once.out_dir)), run)
-    return run
+    folder = tmp_path_factory.mktemp("released") / "model"
+    release.release(locate(str(trained_once.out_dir)), folder)
+    return folder
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def test_it_is_verified_scored_and_writes_with_receipts(
     assert evaluate.main(["--checkpoint", str(released), "--verify"]) == 0
     text = ["--file", str(trained.root / "mixed_val.txt"), "--json"]
     losses = []
-    for run in (trained.out_dir, released):
+    for model in (trained.out_dir, released):
         capsys.readouterr()
-        assert evaluate.main(["--checkpoint", str(run), *text]) == 0
+        assert evaluate.main(["--checkpoint", str(model), *text]) == 0
         losses.append(json.loads(capsys.readouterr().out)["loss"])
     assert losses[1] == pytest.approx(losses[0], abs=5e-3)
     for flags in (["--voice", "wilde"], ["--blend", "wilde=0.5,lovecraft=0.5"]):
@@ -118,6 +119,15 @@ def test_without_a_checkpoint_the_model_of_the_clone_writes_and_says_so(
     monkeypatch.setattr(release, "GOTHIC_DANDY", released / "none")
     assert chat.main(["--max-tokens", "4"]) == 2
     assert "gothic-train" in capsys.readouterr().err
+
+
+def test_a_clone_writes_in_all_voices_from_any_folder(tmp_path: Path) -> None:
+    for flags in (["--voice", "wilde"], ["--blend", "lovecraft=0.5,poe=0.5"]):
+        done = run("chat", [*flags, "--prompt", "The moon", "--max-tokens", "20"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("The moon")
+        assert f"checkpoints{os.sep}gothic-dandy" in done.stderr
+    assert [*tmp_path.iterdir()] == []
 
 
 class Bomb:

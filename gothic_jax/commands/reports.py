@@ -84,7 +84,9 @@ def novelty_report(checkpoint: Checkpoint, file: Path, train_file: str | None) -
 def _fitted(file: Path, checkpoint: Checkpoint, *, raw: bool) -> str:
     """A text in the typography of the training text, which is said where it is not its own."""
     text = read_text(file)
-    fitted = text if raw else fit_prompt(text, checkpoint.tokenizer.knows)
+    meta = checkpoint.meta
+    own = sha256(text.encode()) in (meta.train_sha256, meta.val_sha256)
+    fitted = text if raw or own else fit_prompt(text, checkpoint.tokenizer.knows)
     if fitted != text:
         print(
             f"{file} is read in the typography of the training text; --raw-text leaves it as it is",

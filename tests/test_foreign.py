@@ -154,6 +154,7 @@ def no_json(folder: Path) -> None:
     [
         (lambda f: in_config(f, model_type="gemma2"), "'gemma2'; gpt2 and gemma can be used"),
         (lambda f: in_config(f, hidden_activation="silu"), "hidden_activation is 'silu'"),
+        (lambda f: in_config(f, hidden_act="gelu"), "hidden_act is 'gelu'"),
         (lambda f: in_config(f, num_key_value_heads=1), "2 heads share 1"),
         (lambda f: in_config(f, head_dim=256), "hidden_size / num_attention_heads"),
         (lambda f: in_config(f, tie_word_embeddings=False), "tie_word_embeddings is False"),

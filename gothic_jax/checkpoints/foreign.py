@@ -22,7 +22,8 @@ from gothic_jax.text.voices import ANY, voice_token
 from gothic_jax.text.works import END_OF_TEXT
 
 CONFIG = "config.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+NOT_READ = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+"""Pickles and divided weights."""
 _GPT2_PREFIX = "transformer."
 
 _NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -37,7 +38,7 @@ _NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "gemma": {
         "hidden_activation": ("gelu_pytorch_tanh", None),
-        "hidden_act": ("gelu_pytorch_tanh", "gelu"),
+        "hidden_act": ("gelu_pytorch_tanh",),
         "rms_norm_eps": (1e-6,),
         "rope_theta": (10000.0,),
         "rope_scaling": (None,),
@@ -123,8 +124,8 @@ def open_foreign(folder: Path) -> Foreign:
             " AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     if not (folder / WEIGHTS).is_file():
-        pickled = [name for name in PICKLES if (folder / name).exists()]
-        found = f"; {pickled[0]} is not read" if pickled else ""
+        others = [name for name in NOT_READ if (folder / name).exists()]
+        found = f"; {others[0]} is not read" if others else ""
         raise UserError(f"{folder} has no {WEIGHTS}{found}: save the model as one such file")
     try:
         config = read_regular((folder / CONFIG).resolve())

@@ -48,8 +48,13 @@ class Scripted(Sampler):
         yield from (np.array(chunk) for chunk in self.chunks)
 
 
+def scripted_writer(sampler: Scripted, tokenizer: Tokenizer) -> Writer:
+    """A writer that measures nothing."""
+    return Writer({}, sampler, tokenizer, lambda *_: jnp.zeros(()), lambda *_: jnp.zeros(()))
+
+
 def scripted(tokenizer: Tokenizer, chunks: list[list[list[int]]]) -> list[list[Piece]]:
-    writer = Writer({}, Scripted(chunks), tokenizer, lambda *_: jnp.zeros(()))
+    writer = scripted_writer(Scripted(chunks), tokenizer)
     return list(writer.stream(np.array([0]), SETTINGS, len(chunks[0]), 0))
 
 
@@ -82,7 +87,7 @@ def test_the_prompt_is_opened_by_its_voices(tokenizer: Tokenizer) -> None:
         tokenizer.special_tokens[f"<|{voice}|>"] for voice in ("wilde", "lovecraft", "any")
     )
     sampler = Scripted([])
-    writer = Writer({}, sampler, tokenizer, lambda *_: jnp.zeros(()))
+    writer = scripted_writer(sampler, tokenizer)
     prompt = writer.encode("The sea")
     assert tokenizer.decode(list(prompt)) == "The sea"
     for blend, openers, weights in (
@@ -359,7 +364,7 @@ def test_a_sample_says_why_it_ended_and_never_shows_what_it_stopped_at(
             (["boats are", ". T"], "The tide was out", Ending.STOP),
             (["night", "boats are"], words, Ending.LENGTH),
         ):
-            writer = Writer({}, Scripted(chunks), tokenizer, lambda *_: jnp.zeros(()))
+            writer = scripted_writer(Scripted(chunks), tokenizer)
             settings = SETTINGS._replace(max_tokens=len(ids))
             pieces = list(writer.stream(np.array([0]), settings, 1, 0, stop))
             assert "".join(piece.text for (piece,) in pieces) == text

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from gothic_jax.machine.device import default_device
 from gothic_jax.model.attention import KVCache
+from gothic_jax.model.blending import weighted_sum
 from gothic_jax.model.gpt import GPT, Params, empty_caches, graph, streamed_params
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.writing.settings import Sampling
@@ -64,16 +65,12 @@ def filter_logits(
 def blend_logits(
     logits: Float[Array, "row vocab"], weights: Float[Array, " voice"]
 ) -> Float[Array, "text vocab"]:
-    """For each text the sum over its voices of weight times log-probability, up to a constant.
-
-    A text has `weights.size` rows, one a voice. With weights of 0 to 1 that add up to 1 it is
-    the voices' geometric mean; beyond, the contrast of DExperts (arXiv 2105.03023).
-    """
+    """The logits of each text: `blending.weighted_sum` of its `weights.size` rows, one a voice."""
     if weights.size == 1:  # its weight is 1, as that of all voices together
         return logits
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     by_text = log_probabilities.reshape(-1, weights.size, logits.shape[1])
-    return jnp.sum(weights[:, None] * by_text, axis=1)
+    return weighted_sum(by_text, weights)
 
 
 def draw(

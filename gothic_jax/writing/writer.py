@@ -17,6 +17,7 @@ from jaxtyping import Int
 from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
 from gothic_jax.measuring import style
+from gothic_jax.measuring.predictions import DistributionFunction, Predictions, distributions_on
 from gothic_jax.measuring.scoring import LossFunction, losses_on
 from gothic_jax.model.gpt import Params
 from gothic_jax.text.tokenizer import Tokenizer
@@ -48,12 +49,18 @@ class Writer:
     """A model ready to write."""
 
     def __init__(
-        self, params: Params, sampler: Sampler, tokenizer: Tokenizer, losses: LossFunction
+        self,
+        params: Params,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        losses: LossFunction,
+        distributions: DistributionFunction,
     ) -> None:
         self.tokenizer = tokenizer
         self._params = params
         self._sampler = sampler
         self._losses = losses
+        self._distributions = distributions
 
     @classmethod
     def load(
@@ -64,11 +71,13 @@ class Writer:
         Raises UserError where checkpoint and tokenizer do not fit.
         """
         config = checkpoint.meta.model_config
+        compute_dtype = checkpoint.meta.config["compute_dtype"]
         return cls(
             checkpoint.params(SingleDeviceSharding(device)),
             Sampler(config),
             tokenizer or checkpoint.tokenizer,
-            losses_on(device, config, checkpoint.meta.config["compute_dtype"]),
+            losses_on(device, config, compute_dtype),
+            distributions_on(device, config, compute_dtype),
         )
 
     @property
@@ -85,6 +94,11 @@ class Writer:
     def meter(self) -> style.Meter:
         """Measures the style of a text. Raises UserError for a model of fewer than two voices."""
         return style.Meter(self._losses, self._params, self.tokenizer, self.block_size)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Tells what the model expects next."""
+        return Predictions(self._distributions, self._params, self.tokenizer, self.block_size)
 
     def encode(self, prompt: str) -> Int[np.ndarray, " time"]:
         """The prompt's tokens; raises UserError where it is empty or not valid Unicode."""

@@ -1,9 +1,12 @@
 """A real pseudo-terminal with a command in it."""
 
 import errno
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +66,11 @@ class Terminal:
     def type(self, keys: str) -> None:
         """What a person types or pastes; a newline is the Enter key."""
         os.write(self._screen, keys.encode())
+
+    def resize(self, columns: int) -> None:
+        """Gives the window so many columns, and tells the command."""
+        size = struct.pack("HHHH", 24, columns, 0, 0)
+        fcntl.ioctl(self._screen, termios.TIOCSWINSZ, size)
 
     def close(self) -> None:
         """Closes the window."""

@@ -14,11 +14,13 @@ from gothic_jax.commands.conversation import Chat, change, converse
 from gothic_jax.commands.tokenize import main as tokenize_main
 from gothic_jax.errors import UserError
 from gothic_jax.machine.device import select_device
+from gothic_jax.machine.terminal import cells
 from gothic_jax.measuring import novelty
 from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.writing.sample import Ending, Piece
 from gothic_jax.writing.sampler import Sampler
 from gothic_jax.writing.settings import Sampling, Settings
-from gothic_jax.writing.writer import Ending, Piece, Writer
+from gothic_jax.writing.writer import Writer
 from tests.common import DARK, Workplace
 from tests.terminal import Terminal
 
@@ -399,6 +401,31 @@ def test_several_pasted_lines_are_one_beginning(trained_once: Workplace) -> None
     terminal.type("/quit\n")
     rest = "".join(terminal.read())
     assert "seed" not in rest
+    assert terminal.process.wait() == 0
+    terminal.close()
+
+
+def test_a_terminal_of_any_width_breaks_lines_between_words_only(
+    trained_once: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--seed", "1", "--max-tokens", "90"]
+    beginning = "There are doors beneath the harbour"
+    assert main(arguments(trained_once, *flags, "--prompt", beginning)) == 0
+    piped = capsys.readouterr().out
+    terminal = chat_at_terminal(trained_once, *flags)
+    for columns in (20, 40, 80, 200):
+        terminal.resize(columns)
+        terminal.type(f"{beginning}\n")
+        terminal.read_until("seed 1\r\n")
+        # Before each prompt readline asks for pasted text to be marked.
+        reply = terminal.read_until("\r\n\x1b[?2004h").removesuffix("\r\n\x1b[?2004h")
+        assert reply.split() == piped.split()
+        lines = reply.split("\r\n")
+        assert len(lines) > len(piped) / columns
+        for line in lines:
+            # The terminal itself breaks a word that is wider than all of it.
+            assert cells(line) <= columns or cells(line.split()[0]) > columns
+    terminal.type("/quit\n")
     assert terminal.process.wait() == 0
     terminal.close()
 

@@ -12,7 +12,7 @@ from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
 from gothic_jax.machine import environment
 from gothic_jax.machine.process import catch_interrupts
-from gothic_jax.machine.terminal import styled
+from gothic_jax.machine.terminal import styled, wrapped
 from gothic_jax.measuring import novelty, style
 from gothic_jax.model.shape import INTEGER_LIMIT
 from gothic_jax.text.typography import fit_prompt
@@ -92,10 +92,11 @@ class Chat:
     def _stream(
         self, prompt: str, ids: Int[np.ndarray, " time"], settings: Settings, seed: int
     ) -> str:
-        print(prompt, end="", flush=True)
-        for (piece,) in self.writer.stream(ids, settings, 1, seed):
-            self._last_text += piece.text  # what a person who stops it has seen
-            print(piece.text, end="", flush=True)
+        with wrapped(sys.stdout) as write:
+            write(prompt)
+            for (piece,) in self.writer.stream(ids, settings, 1, seed):
+                self._last_text += piece.text  # what a person who stops it has seen
+                write(piece.text)
         print()
         return self._last_text
 
@@ -103,12 +104,12 @@ class Chat:
         if self._samples > 1:
             print(f"--- {number + 1} of {self._samples} ---")
         if self._index is None:
-            print(f"{prompt}{text}")
+            _print_wrapped(prompt + text)
             return
         # The prompt is the person's own: it is not measured.
         measured = self._index.words.measure(text)
         on, off = ("\x1b[7m", "\x1b[0m") if styled(sys.stdout) else ("[[", "]]")
-        print(prompt + novelty.highlighted(measured, text, on, off))
+        _print_wrapped(prompt + novelty.highlighted(measured, text, on, off))
         for line in novelty.describe(measured, text, self._index.baseline):
             print(f"    {line}")
 
@@ -168,6 +169,12 @@ class Chat:
             print(f"warning: no receipts are kept: {error}", file=sys.stderr)
 
 
+def _print_wrapped(text: str) -> None:
+    with wrapped(sys.stdout) as write:
+        write(text)
+    print()
+
+
 def rank(measured: Sequence[novelty.Novelty], towards: Sequence[float]) -> list[int]:
     """The samples, best first: those that copy least, and among them the nearest in style."""
 
@@ -184,7 +191,7 @@ def replay(writer: Writer, checkpoint: Checkpoint, receipt: Receipt) -> int:
     settings.validate()
     ids = writer.encode(receipt.prompt)
     text = writer.write(ids, settings, receipt.samples, receipt.seed)[receipt.sample - 1].text
-    print(receipt.prompt + text)
+    _print_wrapped(receipt.prompt + text)
     if text == receipt.text:
         print("the same text as in the receipt", file=sys.stderr)
         return 0

@@ -1,7 +1,15 @@
-"""What may be written to a terminal."""
+"""What may be written to a terminal, and text that is wrapped there."""
 
+import contextlib
 import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
+
+_ESCAPE_CODE = re.compile("\x1b\\[[0-9;]*m")
+# Other blanks, such as U+00A0, are there so that no line ends at them.
+_PARTS = re.compile(r"[\n\r]|[ \t]+|[^ \t\n\r]+")
 
 
 def styled(stream: Any) -> bool:
@@ -14,3 +22,102 @@ def styled(stream: Any) -> bool:
         and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
         and not os.environ.get("NO_COLOR")
     )
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a text without line ends and tabs takes."""
+    from rich.cells import cell_len  # commands start faster without it
+
+    return cell_len(_ESCAPE_CODE.sub("", text))
+
+
+@contextlib.contextmanager
+def wrapped(stream: Any) -> Iterator[Callable[[str], None]]:
+    """Gives a function that writes text to a stream, piece by piece, from a line's beginning on.
+
+    If the stream is a terminal, its lines are broken between words, in place of the blanks there,
+    and a word is held back until it has ended or its line has. All is written when the block ends,
+    however it does. Anything else than a terminal gets the text as it is.
+    """
+    if not stream.isatty():
+
+        def write(text: str) -> None:
+            stream.write(text)
+            stream.flush()
+
+        yield write
+        return
+    lines = _Lines(stream)
+    try:
+        yield lines.write
+    finally:
+        lines.finish()
+
+
+class _Lines:
+    """Text on a terminal; what is not yet there is `_blanks`, then `_word`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._column = 0
+        self._is_empty = True
+        """Whether the line has no word yet; one of no width is a word, too."""
+        self._blanks = ""
+        self._word = ""
+        self._is_begun = False
+        """Whether the beginning of the word is there, and only its end is held."""
+
+    def write(self, text: str) -> None:
+        for part in _PARTS.findall(text):
+            if part in "\n\r":
+                self._end_word()
+                self._end_line(part)
+            elif part[0] in " \t":
+                self._end_word()
+                self._blanks += part
+            else:
+                self._word += part
+                # A word wider than a line begins one: nothing is gained by holding it longer.
+                if not self._is_begun and not self._fits():
+                    self._end_line("" if self._is_empty else "\n")
+                if self._is_begun or (self._is_empty and not self._blanks):
+                    self._release()
+        self._stream.flush()
+
+    def finish(self) -> None:
+        self._end_word()
+        self._stream.flush()
+
+    def _fits(self) -> bool:
+        return self._behind_blanks() + cells(self._word) <= _width()
+
+    def _behind_blanks(self) -> int:
+        """The column after the blanks, where a tab leads to the next multiple of 8."""
+        return len((" " * self._column + self._blanks).expandtabs())
+
+    def _release(self) -> None:
+        """Writes what is held of a word and the blanks before it."""
+        column, word = self._behind_blanks(), self._word
+        self._stream.write(self._blanks + word)
+        self._blanks, self._word, self._is_begun, self._is_empty = "", "", True, False
+        width = _width()
+        for character in _ESCAPE_CODE.sub("", word):
+            size = cells(character)
+            # Here the terminal itself has broken the word.
+            column = size if column + size > width else column + size
+        self._column = column
+
+    def _end_word(self) -> None:
+        if self._word:
+            self._release()
+        self._is_begun = False
+
+    def _end_line(self, end: str) -> None:
+        """Blanks at the end of a line are not written: they could begin another."""
+        self._stream.write(end)
+        self._column, self._is_empty, self._blanks = 0, True, ""
+
+
+def _width() -> int:
+    """The terminal's columns now: it may be resized while a text is written."""
+    return shutil.get_terminal_size().columns

@@ -165,7 +165,8 @@ def test_no_escape_codes_where_they_are_not_wanted(
     program = """
 import sys
 from gothic_jax.commands import chat
-from gothic_jax.writing.writer import Ending, Piece, Writer
+from gothic_jax.writing.sample import Ending, Piece
+from gothic_jax.writing.writer import Writer
 copied = Piece("There are doors beneath the harbour that no tide", Ending.LENGTH)
 Writer.write = lambda *_: [copied]
 sys.exit(chat.main())

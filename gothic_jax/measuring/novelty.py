@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import shutil
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -76,12 +77,19 @@ class Novelty:
         }
 
 
-def find_words(text: str) -> list[re.Match[str]]:
-    """The words of a text and their positions."""
-    return list(_WORD.finditer(text))
+def find_words(text: str, start: int = 0) -> list[re.Match[str]]:
+    """The words of a text from a character on, and their positions."""
+    return list(_WORD.finditer(text, start))
 
 
-def _key(word: str) -> str:
+def is_complete(word: re.Match[str]) -> bool:
+    """Whether a word of a text stays as it is, whatever text may follow."""
+    rest = word.string[word.end() : word.end() + 2]
+    return rest not in ("", "'", "\u2019")
+
+
+def word_key(word: str) -> str:
+    """What is compared of a word."""
     return word.casefold().replace("\u2019", "'")
 
 
@@ -107,7 +115,7 @@ class Index:
 
     def measure(self, text: str) -> Novelty:
         """What `text` shares with the training works."""
-        keys = [_key(match[0]) for match in find_words(text)]
+        keys = [word_key(match[0]) for match in find_words(text)]
         unknown = len(self._ids) + 1
         query = np.array([self._ids.get(key, unknown) for key in keys], np.uint32)
         n = len(query)
@@ -130,6 +138,27 @@ class Index:
                 for size in range(1, min(MAX_NGRAM, n) + 1)
             ],
         )
+
+    @cached_property
+    def _big_endian(self) -> bytes:
+        """The words, so that their bytes are in the order that they are in."""
+        return self._words.astype(">u4").tobytes()
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether a training work has these words, given by their keys, one after the other."""
+        ids = [self._ids.get(key, _WORK_END) for key in keys]
+        if _WORK_END in ids:
+            return False
+        wanted = np.array(ids, ">u4").tobytes()
+        words, size = self._big_endian, len(wanted)
+
+        def words_at(place: int) -> bytes:
+            return words[4 * place : 4 * place + size]
+
+        # Bytes are compared in a twentieth of the time that arrays take.
+        suffixes = self._suffixes.data
+        rank = bisect_left(suffixes, wanted, key=words_at)
+        return rank < len(suffixes) and words_at(suffixes[rank]) == wanted
 
     def _longest_match(self, query: UInt32[np.ndarray, " m"]) -> tuple[int, int]:
         """The length and the place of the longest beginning of `query` in the training text.
@@ -199,7 +228,7 @@ def build(path: Path, held_out: str | None) -> Path:
     text = read_text(path)
     works = works_of(path, text)
     titles = _titles(path, [work.voice for work in works])
-    keys = [[_key(match[0]) for match in find_words(work.text)] for work in works]
+    keys = [[word_key(match[0]) for match in find_words(work.text)] for work in works]
     vocabulary = sorted({key for work_keys in keys for key in work_keys})
     ids = {word: index for index, word in enumerate(vocabulary, start=_WORK_END + 1)}
     table: list[dict[str, Any]] = []

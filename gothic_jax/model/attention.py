@@ -13,20 +13,23 @@ Implementation = Literal["cudnn", "xla", "xla-blocks"]
 
 
 def rotate(
-    x: Float[Array, "batch time head head_dim"], positions: Int[Array, " time"]
+    x: Float[Array, "batch time head head_dim"], positions: Int[Array, "*rows time"]
 ) -> Float[Array, "batch time head head_dim"]:
-    """Rotary position embedding (arXiv 2104.09864), halves paired, base 10,000."""
+    """Rotary position embedding (arXiv 2104.09864), halves paired, base 10,000.
+
+    The positions are those of all rows, or row by row.
+    """
     half = x.shape[-1] // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
 def unrotated(
-    x: Float[Array, "batch time head head_dim"], positions: Int[Array, " time"]
+    x: Float[Array, "batch time head head_dim"], positions: Int[Array, "*rows time"]
 ) -> Float[Array, "batch time head head_dim"]:
     """`x`: where positions are learned, they are added to the embedding."""
     return x
@@ -146,21 +149,26 @@ class KVCache(NamedTuple):
 def cached_attention(
     query: Float[Array, "batch time head head_dim"],
     past: KVCache,
-    start: Int[Array, ""] | int,
+    start: Int[Array, "*rows"] | int,
     recent: KVCache,
     offset: Int[Array, ""] | int,
 ) -> Float[Array, "batch time head head_dim"]:
     """Attention to the first `start` positions of `past`, then to `recent`, causally.
 
-    The first query is at position `offset` of `recent`, which already holds all queries' own
-    keys and values. The past is only read: a loop that writes some tokens carries the recent few
-    positions along, not the whole cache, of which XLA would make copies.
+    `start` is one number for all rows, or one for each. The first query is at position `offset` of
+    `recent`, which already holds all queries' own keys and values. The past is only read: a loop
+    that writes some tokens carries the recent few positions along, not the whole cache, of which
+    XLA would make copies.
     """
     time, dtype = query.shape[1], past.keys.dtype
     query = query.astype(dtype)
-    seen = jnp.broadcast_to(jnp.arange(past.keys.shape[2]) < start, (time, past.keys.shape[2]))
-    own = offset + jnp.arange(time)[:, None]
-    visible = jnp.concatenate([seen, jnp.arange(recent.keys.shape[2]) <= own], axis=1)
+    start = jnp.reshape(start, (-1, 1, 1, 1))
+    seen = jnp.arange(past.keys.shape[2]) < start
+    own = jnp.arange(recent.keys.shape[2]) <= offset + jnp.arange(time)[:, None]
+    rows = (len(start), 1, time)
+    visible = jnp.concatenate(
+        [jnp.broadcast_to(part, (*rows, part.shape[-1])) for part in (seen, own)], axis=-1
+    )
 
     def product(a: Array, b: Array, axis_of_b: int) -> Array:
         contracted = ((3,), (axis_of_b,))

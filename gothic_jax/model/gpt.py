@@ -102,14 +102,15 @@ class GPT(nnx.Module):
         self,
         tokens: Int[Array, "batch time"],
         past: list[KVCache],
-        start: Int[Array, ""] | int,
+        start: Int[Array, "*rows"] | int,
         recent: list[KVCache],
         offset: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "batch time embed"], list[KVCache]]:
         """Final hidden states of tokens that follow others, and what they add to the caches.
 
         The tokens have the positions from start + offset on: after the first `start` positions of
-        `past` and the first `offset` of `recent`. Returns `recent` with theirs written into it.
+        `past`, a number for all rows or one for each, and the first `offset` of `recent`. Returns
+        `recent` with theirs written into it.
         """
 
         def attend(
@@ -121,7 +122,7 @@ class GPT(nnx.Module):
             context = cached_attention(query, before, start, latest, offset)
             return context.astype(self.dtype), (before, latest)
 
-        positions = start + offset + jnp.arange(tokens.shape[1])
+        positions = jnp.expand_dims(start + offset, -1) + jnp.arange(tokens.shape[1])
         caches = [*zip(past, recent, strict=True)]
         hidden, caches = self._hidden(tokens, positions, attend, caches, None)
         return hidden.reshape(*tokens.shape, -1), [latest for _, latest in caches]
@@ -129,7 +130,7 @@ class GPT(nnx.Module):
     def _hidden(
         self,
         tokens: Int[Array, "batch time"],
-        positions: Int[Array, " time"],
+        positions: Int[Array, "*rows time"],
         attend: Attend[Cache],
         caches: Sequence[Cache],
         dropout_key: PRNGKeyArray | None,
@@ -150,8 +151,10 @@ class GPT(nnx.Module):
         if (learned := self.position_embedding) is not None:
             # Padding may lie behind the last position; what it reads does not matter.
             within = jnp.minimum(positions, learned.shape[0] - 1)
-            added = embed(learned[...], within, self.dtype)
-            x = (x.reshape(batch, time, -1) + added).reshape(x.shape)
+            added = embed(learned[...], within.reshape(-1), self.dtype)
+            x = (x.reshape(batch, time, -1) + added.reshape(-1, time, added.shape[1])).reshape(
+                x.shape
+            )
         keys: Sequence[PRNGKeyArray | None] = [None] * (self.n_layer + 1)
         if dropout_key is not None:
             keys = [jax.random.fold_in(dropout_key, layer) for layer in range(self.n_layer + 1)]
@@ -180,7 +183,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n embed"],
-        positions: Int[Array, " time"],
+        positions: Int[Array, "*rows time"],
         attend: Attend[Cache],
         cache: Cache,
         dropout_key: PRNGKeyArray | None,
@@ -206,12 +209,12 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n embed"],
-        positions: Int[Array, " time"],
+        positions: Int[Array, "*rows time"],
         attend: Attend[Cache],
         cache: Cache,
     ) -> tuple[Float[Array, "n embed"], Cache]:
         """The attention's output for each token, and the layer's new cache if there is one."""
-        shape = (-1, positions.size, *self.heads)
+        shape = (-1, positions.shape[-1], *self.heads)
         query, key, value = (y.reshape(shape) for y in jnp.split(self.qkv(x), 3, axis=1))
         query, key = self.rotate(query, positions), self.rotate(key, positions)
         context, cache = attend(query, key, value, cache)

@@ -26,33 +26,35 @@ DECODE_CHUNK = 16
 """Tokens written a call: few enough to read along, enough to hide the calls' own cost."""
 
 
-class _Filter(NamedTuple):
-    """`Sampling` as arrays, so that other numbers need no new program."""
+class Filter(NamedTuple):
+    """`Sampling` as arrays, so that other numbers need no new program; of all texts, or of each."""
 
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
+    temperature: Float[Array, "*text"]
+    top_k: Int[Array, "*text"]
+    top_p: Float[Array, "*text"]
 
 
 class _Manner(NamedTuple):
     """How the tokens of a call are drawn."""
 
     seed: UInt32[Array, ""]
-    settings: _Filter
+    settings: Filter
     weights: Float[Array, " voice"]
 
 
 def filter_logits(
     logits: Float[Array, "batch candidate"],
-    temperature: Float[Array, ""],
-    top_k: Int[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, "*text"],
+    top_k: Int[Array, "*text"],
+    top_p: Float[Array, "*text"],
 ) -> Float[Array, "batch candidate"]:
     """Tempered logits, -inf where top-k or top-p leaves a token out.
 
-    The candidates are in falling order. The order of the filters is that of Transformers:
-    temperature, top-k, then top-p, which keeps the token that crosses p (arXiv 1904.09751).
+    The candidates are in falling order, the settings those of all rows or of each. The order of
+    the filters is that of Transformers: temperature, top-k, then top-p, which keeps the token that
+    crosses p (arXiv 1904.09751).
     """
+    temperature, top_k, top_p = (jnp.reshape(x, (-1, 1)) for x in (temperature, top_k, top_p))
     tempered = logits / jnp.maximum(temperature, 1e-6)
     rank = jnp.arange(logits.shape[-1])
     tempered = jnp.where(rank < top_k, tempered, -jnp.inf)
@@ -76,7 +78,7 @@ def blend_logits(
 def draw(
     logits: Float[Array, "batch vocab"],
     keys: Key[Array, " batch"],
-    settings: _Filter,
+    settings: Filter,
     candidates: int,
 ) -> Int[Array, " batch"]:
     """One token a row, drawn with that row's key from its `candidates` likeliest."""
@@ -87,7 +89,7 @@ def draw(
     return jnp.take_along_axis(indices, choice[:, None], axis=1)[:, 0]
 
 
-def _candidates(top_k: int, vocab_size: int) -> int:
+def candidates_for(top_k: int, vocab_size: int) -> int:
     """The least power of two that holds top_k, from 64 on; the whole vocabulary where it is off.
 
     Only this number is compiled in, so that few values of top-k need a new program.
@@ -106,13 +108,13 @@ class Sampler:
 
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16) -> None:
         self.config = config
-        self._dtype = dtype
+        self.dtype = dtype
         self._laid_out: tuple[Params, Params] | None = None
         self._prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
         self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))
 
     def _model(self, params: Params) -> GPT:
-        return nnx.merge(graph(self.config, self._dtype, streamed=True), params)
+        return nnx.merge(graph(self.config, self.dtype, streamed=True), params)
 
     def _prefill_chunk(
         self,
@@ -174,12 +176,12 @@ class Sampler:
         return [KVCache(*(jnp.pad(part, padding) for part in cache)) for cache in caches]
 
     def _empty_caches(self, batch: int, length: int) -> list[KVCache]:
-        return empty_caches(self.config, batch, length, _cache_dtype(self._dtype))
+        return empty_caches(self.config, batch, length, cache_dtype(self.dtype))
 
     def _params(self, params: Params) -> Params:
         """`params` laid out for decoding, once for as long as they stay the same."""
         if self._laid_out is None or self._laid_out[0] is not params:
-            self._laid_out = params, streamed_params(params, self._dtype)
+            self._laid_out = params, streamed_params(params, self.dtype)
         return self._laid_out[1]
 
     def stream(
@@ -204,13 +206,13 @@ class Sampler:
         sampling.validate()
         block = self.config.block_size
         voices = len(weights)
-        settings = _Filter(
+        settings = Filter(
             _put(sampling.temperature, np.float32),
             _put(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size), np.int32),
             _put(sampling.top_p, np.float32),
         )
         manner = _Manner(_put(seed, np.uint32), settings, _put(weights, np.float32))
-        candidates = _candidates(sampling.top_k, self.config.vocab_size)
+        candidates = candidates_for(sampling.top_k, self.config.vocab_size)
         params = self._params(params)
         context = keep_window(prompt, block)
         written = 0
@@ -281,7 +283,7 @@ def _halved(length: int, batch: int, limit: int, *, least: int) -> int:
     return length
 
 
-def _cache_dtype(dtype: Any) -> Any:
+def cache_dtype(dtype: Any) -> Any:
     """f32 on a CPU, which has no fast product of one bf16 row and a bf16 matrix; else `dtype`."""
     return jnp.float32 if default_device().platform == "cpu" else dtype
 

@@ -3,11 +3,8 @@
 It knows nothing of terminals and files; whoever shows, serves or measures text calls it.
 """
 
-import codecs
-import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,27 +19,12 @@ from gothic_jax.measuring.scoring import LossFunction, losses_on
 from gothic_jax.model.gpt import Params
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.voices import complete
+from gothic_jax.writing.engine import Engine, Text, Written
+from gothic_jax.writing.guard import Guard
+from gothic_jax.writing.sample import Ending, Piece, Sample
 from gothic_jax.writing.sampler import Sampler
 from gothic_jax.writing.settings import Settings
-
-
-class Ending(enum.Enum):
-    """Why a sample ended."""
-
-    END = "end"
-    """The model ended the work."""
-    LENGTH = "length"
-    """It has as many tokens as were asked for."""
-    STOP = "stop"
-    """One of the strings to stop at came next."""
-
-
-class Piece(NamedTuple):
-    """What a sample adds."""
-
-    text: str
-    ending: Ending | None
-    """Why nothing follows; None while more may follow."""
+from gothic_jax.writing.slots import Slots
 
 
 class Writer:
@@ -61,6 +43,7 @@ class Writer:
         self._sampler = sampler
         self._losses = losses
         self._distributions = distributions
+        self._engine: tuple[int, Engine] | None = None
 
     @classmethod
     def load(
@@ -120,14 +103,12 @@ class Writer:
     ) -> Iterator[list[Piece]]:
         """Yields what each sample adds next, until all have ended.
 
-        A sample ends where its work does, before the first of the strings `stop` in it, or after
-        `max_tokens`. Bytes are held back until their character is complete (those that make none
-        are left out), and text until it cannot be the beginning of a string to stop at.
+        What is held back, and where a sample ends, `Sample` says.
         """
         weights = complete(settings.blend, self.voices)
         openers = np.array([[self.tokenizer.openers[voice]] for voice in weights], np.int32)
         rows = np.concatenate([openers, np.tile(prompt, (len(weights), 1))], axis=1)
-        parts = [_Sample(self.tokenizer, stop, settings.max_tokens) for _ in range(samples)]
+        parts = [Sample(self.tokenizer, stop, settings.max_tokens) for _ in range(samples)]
         chunks = self._sampler.stream(
             self._params,
             np.tile(rows, (samples, 1)),
@@ -142,6 +123,51 @@ class Writer:
             if all(piece.ending for piece in pieces):
                 break
 
+    def engine(self, slots: int) -> Engine:
+        """An engine for many texts at once, of so many slots; the last one, if it had as many."""
+        if self._engine is None or self._engine[0] != slots:
+            config, dtype = self._sampler.config, self._sampler.dtype
+            in_slots = Slots(config, self._params, slots, dtype=dtype)
+            self._engine = slots, Engine(in_slots, self.tokenizer)
+        return self._engine[1]
+
+    def stream_in_slots(
+        self,
+        prompt: Int[np.ndarray, " time"],
+        settings: Settings,
+        numbers: Sequence[int],
+        seed: int,
+        slots: int,
+        stop: Sequence[str] = (),
+        guard: Callable[[], Guard] | None = None,
+    ) -> Iterator[list[Piece]]:
+        """As `stream`, for the samples of these numbers, by an engine of so many slots.
+
+        `guard` makes the guard of each.
+        """
+        new: list[list[Written]] = [[] for _ in numbers]
+        texts = [
+            Text(prompt, settings, seed, written.append, number, stop, guard and guard())
+            for number, written in zip(numbers, new, strict=True)
+        ]
+        engine = self.engine(slots)
+        endings: list[Ending | None] = [None for _ in numbers]
+        try:
+            engine.submit(*texts)
+            while not all(endings):
+                engine.turn()
+                for i, written in enumerate(new):
+                    endings[i] = endings[i] or (written[-1].piece.ending if written else None)
+                yield [
+                    Piece("".join(one.piece.text for one in written), ending)
+                    for written, ending in zip(new, endings, strict=True)
+                ]
+                for written in new:
+                    written.clear()
+        finally:
+            for text in texts:
+                text.cancelled = True
+
     def write(
         self,
         prompt: Int[np.ndarray, " time"],
@@ -153,43 +179,3 @@ class Writer:
         """The whole samples that `stream` yields piece by piece."""
         streamed = zip(*self.stream(prompt, settings, samples, seed, stop), strict=True)
         return [Piece("".join(p.text for p in each), each[-1].ending) for each in streamed]
-
-
-class _Sample:
-    """A sample while it is written."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], max_tokens: int) -> None:
-        self._tokenizer = tokenizer
-        self._stop = stop
-        self._left = max_tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-        self._held = ""
-        self._ending: Ending | None = None
-
-    def add(self, tokens: Int[np.ndarray, " chunk"]) -> Piece:
-        """What further tokens add to the text."""
-        for token in tokens:
-            if self._ending is not None:
-                break
-            self._left -= 1
-            if token == self._tokenizer.end_of_text:
-                self._ending = Ending.END
-                break
-            self._held += self._decoder.decode(self._tokenizer.token_bytes[token])
-            found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-            if found:
-                self._held = self._held[: min(found)]
-                self._ending = Ending.STOP
-            elif self._left == 0:
-                self._ending = Ending.LENGTH
-        ready = len(self._held) if self._ending else self._safe()
-        text, self._held = self._held[:ready], self._held[ready:]
-        return Piece(text, self._ending)
-
-    def _safe(self) -> int:
-        """Characters of the held text that cannot belong to a string to stop at."""
-        longest = max(map(len, self._stop), default=1)
-        for start in range(max(0, len(self._held) - longest + 1), len(self._held)):
-            if any(stop.startswith(self._held[start:]) for stop in self._stop):
-                return start
-        return len(self._held)

@@ -1,0 +1,265 @@
+"""Many texts in one jitted step, each at its own place: the device's part of continuous batching.
+
+A slot is a row of the caches. A text has one for each voice of its blend; all advance together by a
+chunk. Shapes never change, so that a text's tokens do not depend on what the other slots hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from gothic_jax.model.attention import KVCache
+from gothic_jax.model.gpt import Params, empty_caches, graph, streamed_params
+from gothic_jax.model.shape import ModelConfig
+from gothic_jax.writing.sampler import (
+    DECODE_CHUNK,
+    PREFILL_CHUNK,
+    Filter,
+    cache_dtype,
+    candidates_for,
+    draw,
+)
+from gothic_jax.writing.settings import Sampling
+
+MAX_VOICES = 8
+"""In the blend of a text, `any` included."""
+MAX_LIKELIEST = 20
+"""Likeliest tokens reported at each place; as many as OpenAI's endpoint gives."""
+
+
+class Texts(NamedTuple):
+    """How the tokens of each text are drawn; a text has the number of its first slot.
+
+    NumPy arrays on the host, JAX's in the program.
+    """
+
+    seed: UInt32[Any, " slot"]
+    sample: Int[Any, " slot"]
+    """Which of a seed's texts it is; from 0 on."""
+    written: Int[Any, " slot"]
+    """Tokens drawn for it so far."""
+    temperature: Float[Any, " slot"]
+    top_k: Int[Any, " slot"]
+    top_p: Float[Any, " slot"]
+    from_all: Bool[Any, " slot"]
+    """Whether its top-k needs all of the vocabulary."""
+    voices: Int[Any, "slot voice"]
+    """The slots whose distributions are blended; any, with weight 0, where there are fewer."""
+    weights: Float[Any, "slot voice"]
+    banned: Bool[Any, "slot vocab"]
+    """Tokens that must not be the next one."""
+
+
+class Drawn(NamedTuple):
+    """What a chunk has brought, by text; log-probabilities are the unfiltered blend's."""
+
+    tokens: Int[Any, "slot chunk"]
+    log_probabilities: Float[Any, "slot chunk"]
+    likeliest: Int[Any, "slot chunk likeliest"]
+    likeliest_log_probabilities: Float[Any, "slot chunk likeliest"]
+
+
+class Slots:
+    """The caches of so many slots, and the programs that fill them."""
+
+    def __init__(
+        self, config: ModelConfig, params: Params, slots: int, *, dtype: Any = jnp.bfloat16
+    ) -> None:
+        """`params` are those of training, f32."""
+        self.config = config
+        self.slots = slots
+        self._dtype = dtype
+        self._params = streamed_params(params, dtype)
+        block = -(-config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
+        self._caches = self._empty_caches(slots, block + DECODE_CHUNK)
+        self._last = np.zeros(slots, np.int32)
+        self._start = np.zeros(slots, np.int32)
+        self._text_of = np.arange(slots, dtype=np.int32)
+        shape = (slots, min(slots, MAX_VOICES))
+        self._texts = Texts(
+            seed=np.zeros(slots, np.uint32),
+            sample=np.zeros(slots, np.int32),
+            written=np.zeros(slots, np.int32),
+            temperature=np.zeros(slots, np.float32),
+            top_k=np.ones(slots, np.int32),
+            top_p=np.ones(slots, np.float32),
+            from_all=np.zeros(slots, bool),
+            voices=np.zeros(shape, np.int32),
+            weights=np.zeros(shape, np.float32),
+            banned=np.zeros((slots, config.vocab_size), bool),
+        )
+        self._read = jax.jit(self._read_chunk, donate_argnums=(1,))
+        self._advance = jax.jit(self._advance_chunk, donate_argnums=(1,))
+
+    def occupy(
+        self, slots: Sequence[int], weights: Sequence[float], sampling: Sampling, **key: int
+    ) -> None:
+        """Gives slots to a new text, one a voice; `key` has the `seed`, and which `sample` it is.
+
+        At most MAX_VOICES, whose weights add up to 1.
+        """
+        text, texts, vocab_size = slots[0], self._texts, self.config.vocab_size
+        texts.seed[text], texts.sample[text] = key["seed"], key["sample"]
+        texts.temperature[text], top_k, texts.top_p[text] = sampling
+        texts.top_k[text] = min(top_k or vocab_size, vocab_size)
+        texts.from_all[text] = candidates_for(top_k, vocab_size) > _few(vocab_size)
+        texts.voices[text], texts.weights[text] = text, 0
+        texts.voices[text, : len(slots)], texts.weights[text, : len(slots)] = slots, weights
+        self._text_of[[*slots]] = text
+
+    def read(self, slot: int, context: Int[np.ndarray, " time"]) -> None:
+        """Reads a context of at most a block, its last token excepted, which `advance` reads."""
+        length = len(context) - 1
+        padded = np.zeros((1, -(-length // PREFILL_CHUNK) * PREFILL_CHUNK), np.int32)
+        padded[0, :length] = context[:-1]
+        for start in range(0, length, PREFILL_CHUNK):
+            self._caches = self._read(
+                self._params,
+                self._caches,
+                padded[:, start : start + PREFILL_CHUNK],
+                np.int32(slot),
+                np.int32(start),
+            )
+        self.go_on(slot, int(context[-1]), length)
+
+    def go_on(self, slot: int, last: int, position: int) -> None:
+        """Makes `last`, at a position of what has been read or drawn, the last token."""
+        self._last[slot], self._start[slot] = last, position
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Takes slots from their text."""
+        self._text_of[[*slots]] = slots
+        for slot in slots:
+            self._texts.weights[slot], self._texts.from_all[slot] = 0, False
+            self.go_on(slot, 0, 0)
+
+    def advance(self, written: Mapping[int, int], banned: Mapping[int, Sequence[int]]) -> Drawn:
+        """DECODE_CHUNK tokens for each text, after so many tokens `written` of it.
+
+        The first of them is none of those `banned`. Where each slot goes on from there is to be
+        said by `go_on` or `read`: at a position below the block size.
+        """
+        self._texts.banned[:] = False
+        for text, tokens in banned.items():
+            self._texts.banned[text, tokens] = True
+        for text, count in written.items():
+            self._texts.written[text] = count
+        self._caches, drawn = self._advance(
+            self._params, self._caches, self._last, self._start, self._text_of, self._texts
+        )
+        return Drawn(*map(np.asarray, drawn))
+
+    def _empty_caches(self, rows: int, length: int) -> list[KVCache]:
+        return empty_caches(self.config, rows, length, cache_dtype(self._dtype))
+
+    def _model(self, params: Params) -> Any:
+        return nnx.merge(graph(self.config, self._dtype, streamed=True), params)
+
+    def _read_chunk(
+        self,
+        params: Params,
+        caches: list[KVCache],
+        tokens: Int[Array, "1 chunk"],
+        slot: Int[Array, ""],
+        start: Int[Array, ""],
+    ) -> list[KVCache]:
+        past = [
+            KVCache(*(jax.lax.dynamic_slice_in_dim(part, slot, 1) for part in cache))
+            for cache in caches
+        ]
+        recent = self._empty_caches(1, PREFILL_CHUNK)
+        _, recent = self._model(params).extend(tokens, past, start, recent, 0)
+        return [_write(cache, new, slot, start) for cache, new in zip(caches, recent, strict=True)]
+
+    def _advance_chunk(
+        self,
+        params: Params,
+        caches: list[KVCache],
+        last: Int[Array, " slot"],
+        start: Int[Array, " slot"],
+        text_of: Int[Array, " slot"],
+        texts: Texts,
+    ) -> tuple[list[KVCache], Drawn]:
+        model = self._model(params)
+        keys = jax.vmap(lambda seed, sample: jax.random.fold_in(jax.random.key(seed), sample))(
+            texts.seed, texts.sample
+        )
+        settings = Filter(texts.temperature, texts.top_k, texts.top_p)
+        few = _few(self.config.vocab_size)
+
+        def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Drawn]:
+            recent, last = carry
+            hidden, recent = model.extend(last[:, None], caches, start, recent, i)
+            logits = _blended(model.logits(hidden[:, 0]), texts.voices, texts.weights)
+            allowed = jnp.where(texts.banned & (i == 0), -jnp.inf, logits)
+            step_keys = jax.vmap(jax.random.fold_in)(keys, texts.written + i)
+            token = draw(allowed, step_keys, settings, few)
+            token = jax.lax.cond(
+                texts.from_all.any(),
+                lambda: jnp.where(
+                    texts.from_all, draw(allowed, step_keys, settings, logits.shape[1]), token
+                ),
+                lambda: token,
+            )
+            total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+            top, likeliest = jax.lax.top_k(logits, min(MAX_LIKELIEST, few))
+            chosen = jnp.take_along_axis(logits, token[:, None], axis=1)
+            drawn = Drawn(token, (chosen - total)[:, 0], likeliest, top - total)
+            return (recent, token[text_of]), drawn
+
+        nothing = self._empty_caches(len(last), DECODE_CHUNK)
+        (recent, _), drawn = jax.lax.scan(step, (nothing, last), jnp.arange(DECODE_CHUNK))
+        caches = [_write_rows(cache, new, start) for cache, new in zip(caches, recent, strict=True)]
+        return caches, Drawn(*(part.swapaxes(0, 1) for part in drawn))
+
+
+def _few(vocab_size: int) -> int:
+    """Candidates that nearly all texts are drawn from."""
+    return candidates_for(1, vocab_size)
+
+
+def _blended(
+    logits: Float[Array, "slot vocab"],
+    voices: Int[Array, "slot voice"],
+    weights: Float[Array, "slot voice"],
+) -> Float[Array, "slot vocab"]:
+    """As `sampler.blend_logits`, for each text of its own slots, in their order.
+
+    One by one and not as a matrix product, whose order of summation would depend on the slots.
+    """
+
+    def blend() -> Float[Array, "slot vocab"]:
+        log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+        total = jnp.zeros_like(logits)
+        for voice in range(voices.shape[1]):
+            total += weights[:, voice, None] * log_probabilities[voices[:, voice]]
+        # The weight of a single voice is 1, as that of all voices together.
+        return jnp.where((weights != 0).sum(axis=1, keepdims=True) > 1, total, logits)
+
+    several = (weights != 0).sum(axis=1) > 1
+    return jax.lax.cond(several.any(), blend, lambda: logits)
+
+
+def _write(cache: KVCache, new: KVCache, slot: Int[Array, ""], start: Int[Array, ""]) -> KVCache:
+    """The cache with `new`, of one slot, in place of its own positions from `start` on."""
+    return KVCache(
+        *(
+            jax.lax.dynamic_update_slice(old, part.astype(old.dtype), (slot, 0, start, 0))
+            for old, part in zip(cache, new, strict=True)
+        )
+    )
+
+
+def _write_rows(cache: KVCache, new: KVCache, start: Int[Array, " slot"]) -> KVCache:
+    """The cache with `new` in place of each slot's own positions from its `start` on."""
+
+    def write(slot: Array, cache: KVCache) -> KVCache:
+        row = KVCache(*(jax.lax.dynamic_slice_in_dim(part, slot, 1) for part in new))
+        return _write(cache, row, slot, start[slot])
+
+    return jax.lax.fori_loop(0, len(start), write, cache)

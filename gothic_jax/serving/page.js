@@ -40,11 +40,15 @@ const withoutBlanks = (text) => text.replace(/[^\S\n]+$/, "");
 
 const isHalf = (unit, from) => unit >= from && unit < from + 0x400; // of a surrogate pair
 
-/** The one change that makes `after` of `before`; it cuts no character in two. */
-function difference(before, after) {
+/**
+ * The one change that makes `after` of `before`; it cuts no character in two. What was typed ends at
+ * the caret: so a letter typed before the same letter is the first of the two.
+ */
+function difference(before, after, caret = after.length) {
   const shorter = Math.min(before.length, after.length);
+  const most = Math.min(shorter, before.length - (after.length - caret));
   let at = 0;
-  while (at < shorter && before.charCodeAt(at) === after.charCodeAt(at)) at += 1;
+  while (at < most && before.charCodeAt(at) === after.charCodeAt(at)) at += 1;
   if (at && isHalf(before.charCodeAt(at - 1), 0xd800)) at -= 1;
   let same = 0;
   while (
@@ -304,7 +308,7 @@ function alarm(message, about = "") {
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 2 });
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 const words = (text) => text.split(/\s+/).filter(Boolean).length;
-const named = (voice) => voice.split("_").map((part) => part[0].toUpperCase() + part.slice(1)).join(" ");
+const named = (voice) => voice.replace(/(?:^|_)(.)/g, (_, letter) => ` ${letter.toUpperCase()}`).trim();
 const short = (text, most = 48) => {
   const line = [...text.trim().replace(/\s+/g, " ")];
   return line.length > most ? `${line.slice(0, most).join("")}\u2026` : line.join("");
@@ -319,7 +323,7 @@ function blendName(blend = {}) {
 
 /** The voices whose sentences are told apart: those of the mix, with others to make up two. */
 function compared() {
-  const { voices } = page.model;
+  const voices = page.model?.voices ?? mixed();
   return [...new Set([...mixed(), "wilde", "lovecraft", ...voices])]
     .filter((voice) => voices.includes(voice))
     .slice(0, Math.max(2, mixed().length));
@@ -501,7 +505,7 @@ function paintMix() {
   const { mix } = page.draft;
   const voices = mixed();
   const others = (page.model?.voices ?? []).filter((voice) => !(voice in mix));
-  fill($("mix"), voices, () => voices.map(mixRow));
+  fill($("mix"), voices.map((voice) => [voice, colourOf(voice)]), () => voices.map(mixRow));
   fill($("add"), others, () => [
     element("option", { value: "" }, others.length ? "Choose\u2026" : "There is no other"),
     ...others.map((voice) => element("option", { value: voice }, named(voice))),
@@ -623,13 +627,13 @@ const setting = (name) => (Number.isFinite($(name).valueAsNumber) ? $(name).valu
 function record(alone = false) {
   const { draft, typing } = page;
   const now = area.value;
-  const change = difference(page.text, now);
+  const change = difference(page.text, now, area.selectionEnd);
   if (!change.removed && !change.inserted) return;
   const node = draft.nodes[draft.current];
   const touches = change.at <= node.at + node.inserted.length && change.at + change.removed >= node.at;
   let changed = node;
   if (!alone && typing?.id === node.id && touches && !childrenOf(draft)[node.id]) {
-    Object.assign(node, difference(typing.base, now));
+    Object.assign(node, difference(typing.base, now, area.selectionEnd));
     unsaved.add(node.id);
   } else {
     page.typing = null;
@@ -838,24 +842,21 @@ async function askNext() {
   $("choices-columns").replaceChildren(
     ...blends.map((blend, column) => {
       const name = column < blends.length - alone.length ? "The mix" : blendName(blend);
-      const lines = alternatives[column].map((word) => choiceLine(word, blend, name));
-      return element("section", { "aria-label": name }, element("h3", {}, name), element("ol", {}, ...lines));
+      const lines = alternatives[column].map((word) => choiceLine(word, blend));
+      return element("section", { "aria-label": name }, element("h2", {}, name), element("ol", {}, ...lines));
     }),
   );
   $("choices").hidden = false;
 }
 
-function choiceLine({ text, probability }, blend, name) {
+function choiceLine({ text, probability }, blend) {
   // A word begins with a blank; what has none goes on with the word before.
   const shown = text.replace(/^ /, "").replace(/\n/g, "\u00b6") || "\u2423";
   const button = element(
     "button",
-    {
-      type: "button",
-      "aria-label": `${shown}, ${percent(probability)}, ${name}`,
-      onclick: () => choose(text, probability, blend),
-    },
+    { type: "button", onclick: () => choose(text, probability, blend) },
     element("span", {}, /^[\s\p{P}]/u.test(text) ? shown : `-${shown}`),
+    " ",
     element("span", {}, percent(probability)),
   );
   button.style.setProperty("--likely", probability);
@@ -912,7 +913,7 @@ function fromMarkdown(content) {
 }
 
 function asPiece({ text, kind, blend, probability, request, receipt }) {
-  if (typeof text !== "string" || !(kind in KINDS || kind === "written")) throw new TypeError();
+  if (typeof text !== "string" || !(Object.hasOwn(KINDS, kind) || kind === "written")) throw new TypeError();
   const piece = { text, kind, blend: asBlend(blend), probability: Number(probability) || undefined };
   if (request !== null && typeof request === "object") piece.request = request;
   if (receipt !== null && typeof receipt === "object") piece.receipt = receipt;

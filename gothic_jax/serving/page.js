@@ -14,6 +14,8 @@ const LARGEST_FILE = 8 * 2 ** 20;
 const SETTINGS = ["max_tokens", "temperature", "top_k", "top_p", "seed", "copy_guard", "best_of"];
 const MARKS = ["copied", "voices", "unread", "written"];
 const COLOURS = 5;
+const LINE = 40; // pixels that a line of the text takes, and a little more
+const FIRST_VOICES = ["wilde", "lovecraft"]; // where the model has them
 
 const $ = (id) => document.getElementById(id);
 const area = $("text");
@@ -101,7 +103,7 @@ function newDraft(like) {
     nodes: { root },
     current: "root",
     last: {}, // by node, the child that was visited last: where redo goes
-    mix: { ...like?.mix },
+    mix: like?.mix ? { ...like.mix } : null, // null until the model's voices are known
     settings: { ...like?.settings },
   };
 }
@@ -144,6 +146,7 @@ function add(draft, parent, change, facts) {
 // ---- The storage ----
 
 const unsaved = new Set(); // the nodes that this tab has changed since it last saved
+const unstored = new Map(); // the drafts that the storage did not take, by id
 let saveTimer = 0;
 
 function saveSoon() {
@@ -162,10 +165,12 @@ function save() {
     localStorage.setItem(STORED + draft.id, JSON.stringify(draft));
     sessionStorage.setItem(OPEN_HERE, draft.id);
     unsaved.clear();
+    unstored.delete(draft.id);
     if ($("alert").dataset.about === "storage") say("");
   } catch (error) {
+    unstored.set(draft.id, draft);
     const why = error.name === "QuotaExceededError" ? "is full" : "cannot be used";
-    alarm(`This browser's storage ${why}: the draft is not kept. Download it.`, "storage");
+    alarm(`This browser's storage ${why}: this draft is lost when the page closes. Download it.`, "storage");
   }
   listDrafts();
 }
@@ -189,20 +194,19 @@ function adopt(stored) {
   }
 }
 
-function storedDrafts() {
+function allDrafts() {
+  let stored = [];
   try {
-    return Object.keys(localStorage)
-      .filter((key) => key.startsWith(STORED))
-      .map(readDraft)
-      .filter(Boolean)
-      .sort((one, other) => other.changed - one.changed);
+    const keys = Object.keys(localStorage).filter((key) => key.startsWith(STORED));
+    stored = keys.map(readDraft).filter((draft) => draft && !unstored.has(draft.id));
   } catch {
-    return [];
+    // There is no storage; `save` says so.
   }
+  return [...unstored.values(), ...stored].sort((one, other) => other.changed - one.changed);
 }
 
 function listDrafts() {
-  const others = storedDrafts().filter((draft) => draft.id !== page.draft.id);
+  const others = allDrafts().filter((draft) => draft.id !== page.draft.id);
   const rows = [page.draft, ...others].map(({ id, title }) => [id, title || "Empty draft"]);
   fill($("drafts"), rows, () => rows.map(([value, text]) => element("option", { value }, text)));
   $("drafts").value = page.draft.id;
@@ -227,7 +231,8 @@ async function ask(path, body, signal) {
   }
   if (response.ok) return response;
   const answer = await response.json().catch(() => null);
-  throw new Error(answer?.error?.message ?? `The server answered with status ${response.status}.`);
+  const message = answer?.error?.message ?? `The server answered with status ${response.status}.`;
+  throw Object.assign(new Error(message), { busy: [429, 503].includes(response.status) });
 }
 
 /** The objects of a stream of events; raises an error where it ends before its last one. */
@@ -323,13 +328,16 @@ function blendName(blend = {}) {
 
 /** The voices whose sentences are told apart: those of the mix, with others to make up two. */
 function compared() {
-  const voices = page.model?.voices ?? mixed();
-  return [...new Set([...mixed(), "wilde", "lovecraft", ...voices])]
-    .filter((voice) => voices.includes(voice))
-    .slice(0, Math.max(2, mixed().length));
+  return withOthers(mixed(), page.model?.voices ?? mixed());
 }
 
-const mixed = () => Object.keys(page.draft.mix);
+function withOthers(voices, known) {
+  return [...new Set([...voices, ...FIRST_VOICES, ...known])]
+    .filter((voice) => known.includes(voice))
+    .slice(0, Math.max(2, voices.length));
+}
+
+const mixed = () => Object.keys(page.draft.mix ?? {});
 const colourOf = (voice) => {
   const index = compared().indexOf(voice);
   return index < 0 ? "" : `voice${(index % COLOURS) + 1}`;
@@ -429,7 +437,7 @@ function topOfLine(place) {
   const range = document.createRange();
   range.setStart($("marks").firstChild, place);
   range.setEnd($("marks").firstChild, place + 1);
-  return range.getClientRects()[0].top - $("sheet").getBoundingClientRect().top;
+  return (range.getClientRects()[0]?.top ?? 0) - $("sheet").getBoundingClientRect().top;
 }
 
 /** Who wrote the words at the caret or under the pointer, and what was measured there. */
@@ -441,12 +449,18 @@ function paintHere() {
   const copied = page.measured?.copied?.spans.find(within);
   const sentence = page.measured?.sentences?.find(within);
   const facts = [
-    piece && (piece.node.blend ? `written as ${blendName(piece.node.blend)}` : "written by you"),
+    piece && originOf(piece.node),
     copied && `copied: ${copied.words} words of ${sourceOf(copied)}`,
     sentence && `sentence nearest to ${named(sentence.voice)}, ${number(sentence.strength)} nats a token`,
   ].filter(Boolean);
   const where = page.pointed === null ? "At the caret" : "Under the pointer";
   $("here").textContent = facts.length ? `${where}: ${facts.join("; ")}.` : "";
+}
+
+function originOf({ kind, blend }) {
+  if (kind === "chosen") return `chosen of what ${blendName(blend)} would say next`;
+  if (blend) return `written as ${blendName(blend)}`;
+  return kind === "opened" ? "from a file" : "written by you";
 }
 
 const sourceOf = ({ work, voice, place }) =>
@@ -502,7 +516,7 @@ function paintBranches() {
 }
 
 function paintMix() {
-  const { mix } = page.draft;
+  const mix = page.draft.mix ?? {};
   const voices = mixed();
   const others = (page.model?.voices ?? []).filter((voice) => !(voice in mix));
   fill($("mix"), voices.map((voice) => [voice, colourOf(voice)]), () => voices.map(mixRow));
@@ -773,11 +787,20 @@ async function write({ another = false, best = false } = {}) {
 /** Changes the text; who is at its end stays there, with the caret and with the window. */
 function follow(change) {
   const atEnd = area.selectionStart === area.value.length;
-  const hidden = () => $("sheet").getBoundingClientRect().bottom - $("dock").getBoundingClientRect().top;
-  const sawEnd = hidden() < 80;
+  const sawEnd = hiddenBelow(area.value.length) < 0;
   change();
   if (atEnd) area.setSelectionRange(area.value.length, area.value.length);
-  if (sawEnd && hidden() > 0) window.scrollBy({ top: hidden(), behavior: "instant" });
+  if (sawEnd) reveal(area.value.length);
+}
+
+/** How far the line with this place lies behind the dock, in pixels. */
+function hiddenBelow(place) {
+  const line = $("sheet").getBoundingClientRect().top + topOfLine(place);
+  return line + LINE - $("dock").getBoundingClientRect().top;
+}
+
+function reveal(place) {
+  window.scrollBy({ top: Math.max(0, hiddenBelow(place)), behavior: "instant" });
 }
 
 let measureTimer = 0;
@@ -809,6 +832,7 @@ async function measure() {
   } catch (error) {
     if (error.name === "AbortError") return;
     page.unmeasured = `Not measured: ${error.message}`;
+    if (error.busy) measureTimer = setTimeout(measure, 3000);
   }
   paintSoon();
 }
@@ -847,6 +871,7 @@ async function askNext() {
     }),
   );
   $("choices").hidden = false;
+  reveal(at);
 }
 
 function choiceLine({ text, probability }, blend) {
@@ -889,7 +914,6 @@ function closeChoices() {
 
 /** The text, and behind it a block with its pieces and their receipts. */
 function asMarkdown() {
-  stop();
   record();
   const pieces = piecesOf(page.draft, page.draft.current).map(({ text, node }) => {
     const { kind, blend, probability, request, receipt } = node;
@@ -984,13 +1008,10 @@ function leaveDraft() {
 function openDraft(draft) {
   const { model } = page;
   if (model) {
-    const known = Object.entries(draft.mix).filter(([voice]) => model.voices.includes(voice));
+    const pair = withOthers([], model.voices);
+    const mix = draft.mix ?? Object.fromEntries(pair.map((voice) => [voice, 1 / pair.length]));
+    const known = Object.entries(mix).filter(([voice]) => model.voices.includes(voice));
     draft.mix = Object.fromEntries(known);
-    if (!known.length && !Object.keys(draft.nodes).some((id) => id !== "root")) {
-      const first = ["wilde", "lovecraft"].filter((voice) => model.voices.includes(voice));
-      const pair = first.length === 2 ? first : model.voices.slice(0, 2);
-      draft.mix = Object.fromEntries(pair.map((voice) => [voice, 1 / pair.length]));
-    }
   }
   for (const name of SETTINGS) $(name).value = draft.settings[name] ?? $(name).defaultValue;
   for (const mark of MARKS) $(`mark-${mark}`).checked = draft.settings[mark] ?? $(`mark-${mark}`).defaultChecked;
@@ -1011,12 +1032,13 @@ function deleteDraft() {
   stop();
   clearTimeout(saveTimer);
   saveTimer = 0;
+  unstored.delete(page.draft.id);
   try {
     localStorage.removeItem(STORED + page.draft.id);
   } catch {
     // Where there is no storage there is nothing to remove.
   }
-  openDraft(storedDrafts()[0] ?? newDraft(page.draft));
+  openDraft(allDrafts()[0] ?? newDraft(page.draft));
   area.focus();
 }
 
@@ -1060,7 +1082,7 @@ function listen() {
   on("drafts", "change", () => {
     const { value } = $("drafts");
     leaveDraft();
-    openDraft(readDraft(STORED + value) ?? page.draft);
+    openDraft(allDrafts().find(({ id }) => id === value) ?? page.draft);
   });
 
   on("text", "input", (event) => {
@@ -1165,7 +1187,7 @@ function begin() {
   } catch {
     alarm("This browser keeps no storage for the page: drafts are lost when it closes.", "storage");
   }
-  openDraft(open ?? storedDrafts()[0] ?? newDraft());
+  openDraft(open ?? allDrafts()[0] ?? newDraft());
   listen();
   ready();
 }

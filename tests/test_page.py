@@ -360,8 +360,8 @@ def test_stopping_keeps_what_came_and_how_to_write_it_again(desk: Desk) -> None:
     expect(desk.button("Continue")).to_be_visible()
     assert desk.words == begun
     written = block(desk.download())["pieces"][1]
-    assert written["request"]["prompt"] == BEGINNING
-    assert {"seed", "blend", "checkpoint", "temperature"} <= written["request"].keys()
+    assert written["receipt"]["prompt"] == BEGINNING
+    assert written["receipt"]["text"] == written["text"]
 
 
 def test_blanks_at_the_end_are_the_models_to_write(desk: Desk) -> None:

@@ -265,7 +265,7 @@ async function loadModel() {
   $("copy_guard").defaultValue = model.copy_guard ?? "";
   $("max_tokens").max = model.max_tokens;
   $("best_of").max = model.max_n;
-  $("guard").hidden = !model.copied;
+  for (const id of ["guard", "best"]) $(id).hidden = !model.copied; // they need the index
   $("model").textContent = `${model.name}, iteration ${model.iteration}; it reads ${model.context} tokens.`;
   openDraft(page.draft);
 }
@@ -737,7 +737,6 @@ async function write({ another = false, best = false } = {}) {
     model: model.name,
     prompt: promptOf(base),
     blend: { ...draft.mix },
-    // Chosen here, so that what was stopped can be written again, too.
     seed: setting("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0],
     ...(best ? { best_of: setting("best_of") ?? 8 } : { stream: true }),
   };
@@ -746,22 +745,19 @@ async function write({ another = false, best = false } = {}) {
   const writing = { controller: new AbortController() };
   page.writing = writing;
   const isMine = () => page.writing === writing; // it is not after a stop, whatever still comes
+  const change = { at: kept.length, removed: base.length - kept.length, inserted: "" };
   let made = null;
   let came = "";
-  const take = ({ text = "", receipt = null }) => {
-    came += text;
+  let receipt = null;
+  const take = (choice) => {
+    came += choice.text;
+    receipt = choice.receipt ?? receipt;
     if (!came) return;
     // A node is made with its first words, so that one who gets none loses nothing.
-    made ??= add(draft, from, { at: kept.length, removed: base.length - kept.length, inserted: "" }, {
-      kind: "written",
-      blend: request.blend,
-      request: { ...request, checkpoint: model.seal },
-    });
+    made ??= add(draft, from, change, { kind: "written", blend: request.blend });
     made.inserted = clean(came);
-    if (receipt) {
-      made.receipt = receipt;
-      delete made.request;
-    }
+    // The first receipt comes before all words, so that a text that is stopped has one, too.
+    if (receipt) made.receipt = receipt.text ? receipt : { ...receipt, text: came };
     unsaved.add(made.id);
     follow(() => setText(kept + made.inserted));
     changedText();
@@ -916,8 +912,8 @@ function closeChoices() {
 function asMarkdown() {
   record();
   const pieces = piecesOf(page.draft, page.draft.current).map(({ text, node }) => {
-    const { kind, blend, probability, request, receipt } = node;
-    return { text, kind, blend, probability, request, receipt };
+    const { kind, blend, probability, receipt } = node;
+    return { text, kind, blend, probability, receipt };
   });
   const block = JSON.stringify({ version: 1, mix: page.draft.mix, pieces });
   return `${page.text}${FENCE}${block}\n\`\`\`\n`;
@@ -936,10 +932,9 @@ function fromMarkdown(content) {
   }
 }
 
-function asPiece({ text, kind, blend, probability, request, receipt }) {
+function asPiece({ text, kind, blend, probability, receipt }) {
   if (typeof text !== "string" || !(Object.hasOwn(KINDS, kind) || kind === "written")) throw new TypeError();
   const piece = { text, kind, blend: asBlend(blend), probability: Number(probability) || undefined };
-  if (request !== null && typeof request === "object") piece.request = request;
   if (receipt !== null && typeof receipt === "object") piece.receipt = receipt;
   return piece;
 }

@@ -15,7 +15,7 @@ FLOORS = (
     {"measuring", "config"},
     {"checkpoints"},
     {"writing"},
-    {"training", "shipping"},
+    {"training", "shipping", "serving"},
     {"commands"},
     {"train"},
 )
@@ -54,6 +54,7 @@ def test_imports_go_down_only() -> None:
         ("commands.chat", {"jax", "numpy", "tokenizers", "rich"}),
         ("commands.evaluate", {"jax", "numpy", "tokenizers", "rich"}),
         ("commands.index", {"jax", "numpy", "tokenizers", "rich"}),
+        ("commands.serve", {"jax", "numpy", "tokenizers", "rich", "starlette"}),
         ("commands.tokenize", {"jax", "numpy", "tokenizers", "rich"}),
         ("commands.train", {"jax", "flax", "tokenizers", "rich"}),
     ],

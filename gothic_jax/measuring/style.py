@@ -6,7 +6,7 @@ wrote the text.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,10 @@ class Lean(NamedTuple):
     tokens: int
     log_likelihood: dict[str, float]
     """Nats a token, by voice."""
+    start: int = 0
+    """The first character, in the text measured."""
+    end: int = 0
+    """The one behind the last."""
 
     @property
     def voice(self) -> str:
@@ -56,8 +60,9 @@ class Lean(NamedTuple):
         return weighted - total * float(np.mean([*voices.values()]))
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return self._asdict() | {"voice": self.voice, "strength": self.strength}
+        """All but the place, for JSON."""
+        values = {name: getattr(self, name) for name in ("text", "tokens", "log_likelihood")}
+        return values | {"voice": self.voice, "strength": self.strength}
 
 
 class Meter:
@@ -83,9 +88,15 @@ class Meter:
         self._openers = openers
         self._block_size = block_size
 
-    def sentences(self, text: str, prompt: str = "") -> list[Lean]:
-        """The lean of each sentence of `text`, as the words that follow `prompt`."""
-        nats, ends = self._measured(prompt + text)
+    def sentences(
+        self, text: str, prompt: str = "", voices: Collection[str] | None = None
+    ) -> list[Lean]:
+        """The lean of each sentence of `text`, as the words that follow `prompt`.
+
+        `voices`, two or more of the model's, are compared; without them all are.
+        """
+        openers = {voice: self._openers[voice] for voice in voices or self._openers}
+        nats, ends = self._measured(prompt + text, openers)
         begin, byte = 0, len(prompt.encode())
         first = int(np.searchsorted(ends, byte, side="right"))
         leans = []
@@ -95,24 +106,24 @@ class Meter:
             # A token belongs where its last byte lies: its first may be the space before a word.
             last = int(np.searchsorted(ends, byte, side="right"))
             if last > first:
-                leans.append(self._lean(" ".join(piece.split()), nats[:, first:last]))
+                means = dict(
+                    zip(openers, (-nats[:, first:last].mean(axis=1)).tolist(), strict=True)
+                )
+                start = edge - len(piece.lstrip())
+                leans.append(Lean(" ".join(piece.split()), last - first, means, start, edge))
             first = last
         return leans
 
-    def _lean(self, text: str, nats: Float[np.ndarray, "voice token"]) -> Lean:
-        means = (-nats.mean(axis=1)).tolist()
-        return Lean(text, nats.shape[1], dict(zip(self._openers, means, strict=True)))
-
     def _measured(
-        self, text: str
+        self, text: str, openers: Mapping[str, int]
     ) -> tuple[Float[np.ndarray, "voice token"], Int[np.ndarray, " token"]]:
         """Nats of each token under each voice, and the byte behind each token.
 
         Every token is predicted from half a window of the text before it, or all there is.
         """
         ids = self._tokenizer.encode(text)
-        voices = len(self._openers)
-        works = [(ids, opener) for opener in self._openers.values()]
+        voices = len(openers)
+        works = [(ids, opener) for opener in openers.values()]
         inputs, targets, counts = (
             # Window by window, so that a batch is one window under every voice.
             part.reshape(voices, -1, self._block_size).swapaxes(0, 1)

@@ -5,6 +5,7 @@ change, its random numbers are keyed by its seed, its number and the place of th
 its window slides depends on its own length alone.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -143,6 +144,31 @@ class Engine:
         slots = self._open.pop(number).slots
         self._slots.free(slots)
         self._free = sorted([*self._free, *slots])
+
+
+class EngineThread:
+    """Runs an engine in a thread of its own, for as long as the process lives."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.failed = False
+        """Whether an error of ours has ended it; its traceback is on stderr."""
+        self._work = threading.Event()
+        threading.Thread(target=self._run, daemon=True, name="engine").start()
+
+    def submit(self, *texts: Text) -> None:
+        """As `Engine.submit`, from any thread."""
+        self.engine.submit(*texts)
+        self._work.set()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._work.clear()
+                if not self.engine.turn():
+                    self._work.wait()
+        finally:
+            self.failed = True
 
 
 class _Place:

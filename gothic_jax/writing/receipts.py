@@ -18,7 +18,7 @@ from gothic_jax.machine.device import default_device
 from gothic_jax.machine.files import UNSOUND, parse_json
 from gothic_jax.model.shape import INTEGER_LIMIT
 from gothic_jax.text.voices import MAX_WEIGHT
-from gothic_jax.writing.settings import MAX_SAMPLES, RECEIPTS, Sampling
+from gothic_jax.writing.settings import MAX_GUARDED, MAX_SAMPLES, RECEIPTS, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,17 @@ class Receipt:
     """As `circumstances` gave them."""
     given_prompt: str | None = None
     """What the person gave, where `prompt` has another typography or fewer blanks at its end."""
+    slots: int | None = None
+    """Of the engine that wrote it; None where the sampler wrote all samples as one batch. The
+    last bits of a text in bfloat16 depend on that."""
+    copy_guard: int | None = None
+    """Words of the shortest span that it was kept from copying."""
+    stop: tuple[str, ...] = ()
+    """The strings to stop at."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return dataclasses.asdict(self) | {"sampling": self.sampling._asdict()}
 
 
 def circumstances(checkpoint: Checkpoint) -> dict[str, str]:
@@ -55,7 +66,7 @@ def circumstances(checkpoint: Checkpoint) -> dict[str, str]:
 
 def append(run: Path, receipts: list[Receipt]) -> None:
     """Adds receipts to those of a run; raises UserError where that cannot be."""
-    content = "".join(f"{json.dumps(_as_dict(receipt))}\n" for receipt in receipts).encode()
+    content = "".join(f"{json.dumps(receipt.as_dict())}\n" for receipt in receipts).encode()
     try:
         # One write at the end of the file: no other chat's lines come between.
         descriptor = os.open(run / RECEIPTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -69,10 +80,6 @@ def append(run: Path, receipts: list[Receipt]) -> None:
             os.close(descriptor)
     except OSError as error:
         raise UserError(f"{run / RECEIPTS} cannot be written: {error.strerror}") from error
-
-
-def _as_dict(receipt: Receipt) -> dict[str, Any]:
-    return dataclasses.asdict(receipt) | {"sampling": receipt.sampling._asdict()}
 
 
 def load(name: str) -> tuple[Path, Receipt]:
@@ -103,7 +110,9 @@ def load(name: str) -> tuple[Path, Receipt]:
 
 def _checked(value: Any) -> Receipt:
     """A receipt from JSON of any origin; raises one of UNSOUND."""
-    value.setdefault("given_prompt", None)  # older receipts have none
+    for field in dataclasses.fields(Receipt):
+        if field.default is not dataclasses.MISSING:
+            value.setdefault(field.name, field.default)  # older receipts have none
     if value.keys() != {field.name for field in dataclasses.fields(Receipt)}:
         raise ValueError("it has other parts")
     for name in (
@@ -116,6 +125,13 @@ def _checked(value: Any) -> Receipt:
     for name in ("max_tokens", "seed", "sample", "samples", "iteration"):
         if type(value[name]) is not int or not 0 <= value[name] < INTEGER_LIMIT:
             raise ValueError(f"its {name} is {value[name]!r}")
+    for name, most in (("slots", MAX_SAMPLES), ("copy_guard", MAX_GUARDED)):
+        if value[name] is not None and (
+            type(value[name]) is not int or not 1 <= value[name] <= most
+        ):
+            raise ValueError(f"its {name} is {value[name]!r}")
+    if not all(isinstance(stop, str) and stop for stop in value["stop"]):
+        raise ValueError(f"its stop is {value['stop']!r}")
     if not 1 <= value["sample"] <= value["samples"] <= MAX_SAMPLES:
         raise ValueError("its sample is not one of its samples")
     blend = {voice: _number(weight) for voice, weight in value["blend"].items()}
@@ -127,7 +143,8 @@ def _checked(value: Any) -> Receipt:
     temperature, top_p = (_number(value["sampling"][name]) for name in ("temperature", "top_p"))
     if not all(isinstance(fact, str) for fact in value["circumstances"].values()):
         raise ValueError("its circumstances are not a list of facts")
-    return Receipt(**value | {"blend": blend, "sampling": Sampling(temperature, top_k, top_p)})
+    sampling, stop = Sampling(temperature, top_k, top_p), tuple(value["stop"])
+    return Receipt(**value | {"blend": blend, "sampling": sampling, "stop": stop})
 
 
 def _number(value: Any) -> float:

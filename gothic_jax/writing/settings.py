@@ -8,6 +8,8 @@ from gothic_jax.text.voices import Blend, describe
 
 MAX_SAMPLES = 2**16
 """Written as one batch; more is a typing error."""
+MIN_GUARDED, MAX_GUARDED = 3, 64
+"""The fewest and most words that a copy guard's span may have; of fewer, much is shared by all."""
 RECEIPTS = "samples.jsonl"
 """The file beside a run's checkpoints that has a receipt of each sample."""
 MAX_TEMPERATURE = 1000

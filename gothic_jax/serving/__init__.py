@@ -1,0 +1,1 @@
+"""The server: OpenAI's endpoint, and the writer's page."""

@@ -1,0 +1,32 @@
+"""Which of several samples is the best: the one that copies least, then the nearest in style."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gothic_jax.measuring import novelty, style
+from gothic_jax.text.voices import Blend
+from gothic_jax.writing.writer import Writer
+
+
+class Ranked(NamedTuple):
+    """A sample, and what it is ranked by."""
+
+    number: int
+    """Among the samples; from 0 on."""
+    novelty: novelty.Novelty
+    towards: float
+    """How far it leans to its blend, as `style.Lean.towards`; 0 where there is no style."""
+
+
+def ranked(
+    writer: Writer, index: novelty.Index, prompt: str, texts: Sequence[str], blend: Blend
+) -> list[Ranked]:
+    """The samples that follow a prompt, best first."""
+    meter = writer.meter if len(writer.voices) > 1 else None
+    samples = []
+    for number, text in enumerate(texts):
+        leans = meter.sentences(text, prompt) if meter else []
+        towards = style.together(leans, text).towards(blend) if leans else 0.0
+        samples.append(Ranked(number, index.measure(text), towards))
+    # An empty text copies nothing, and is the worst.
+    return sorted(samples, key=lambda s: (s.novelty.words == 0, s.novelty.copied, -s.towards))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.common import DARK, WITTY, Workplace, process
+from tests.common import DARK, WITTY, Workplace, process, run, text_of, wait_for
 
 pytestmark = pytest.mark.long
 
@@ -41,23 +41,18 @@ DEEP = "<img src=x onerror=\"console.error('ran')\"><script>console.error('ran')
 class Server:
     """`gothic-serve` on one port, with the tiny model and an index of its training text."""
 
-    def __init__(self, workplace: Workplace) -> None:
+    def __init__(self, checkpoint: Path, texts: Path) -> None:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._workplace = workplace
+        self._texts = texts
+        self._arguments = ["--checkpoint", str(checkpoint), "--port", str(self.port)]
+        self._arguments += ["--train-file", str(texts / "mixed_train.txt")]
 
     def start(self) -> None:
-        root = self._workplace.root
-        arguments = ["--checkpoint", str(self._workplace.out_dir), "--port", str(self.port)]
-        arguments += ["--train-file", str(root / "mixed_train.txt")]
-        self._process = process("serve", arguments, root)
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if self.url.rstrip("/") in line:
-                return
-        raise AssertionError(self._process.communicate()[1])
+        self._process = process("serve", self._arguments, self._texts)
+        wait_for(self.url, self._process)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -65,8 +60,14 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(trained_once: Workplace) -> Iterator[Server]:
-    started = Server(trained_once)
+def server(trained_once: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    texts = tmp_path_factory.mktemp("texts")  # of its own: other tests want a run without an index
+    shutil.copy(trained_once.root / "mixed_train.txt", texts)
+    (texts / "held_out.txt").write_text(text_of(9))  # long enough for a passage
+    files = ["--file", str(texts / "mixed_train.txt"), "--held-out", str(texts / "held_out.txt")]
+    indexed = run("index", files, texts)
+    assert indexed.returncode == 0, indexed.stderr
+    started = Server(trained_once.out_dir / "latest", texts)
     started.start()
     yield started
     started.stop()

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from gothic_jax.machine.device import select_device
 from gothic_jax.machine.terminal import cells
 from gothic_jax.measuring import novelty
 from gothic_jax.text.tokenizer import Tokenizer
+from gothic_jax.writing import receipts
 from gothic_jax.writing.sample import Ending, Piece
 from gothic_jax.writing.sampler import Sampler
 from gothic_jax.writing.settings import Sampling, Settings
@@ -295,6 +297,12 @@ def test_a_wrong_command_changes_nothing_and_says_why(
 def conversation(
     writer: Writer, where: Checkpoint, *lines: str, capsys: pytest.CaptureFixture[str]
 ) -> str:
+    converse_in(Chat(writer, where), *lines)
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def converse_in(chat: Chat, *lines: str) -> None:
     remaining = iter(lines)
 
     def read_line(_: str) -> str:
@@ -303,9 +311,7 @@ def conversation(
             raise EOFError
         return line
 
-    converse(Chat(writer, where), SETTINGS, read_line)
-    captured = capsys.readouterr()
-    return captured.out + captured.err
+    converse(chat, SETTINGS, read_line)
 
 
 def test_a_conversation_writes_retries_and_outlives_mistakes(
@@ -320,6 +326,175 @@ def test_a_conversation_writes_retries_and_outlives_mistakes(
     assert len(replies) == 2
     assert replies[0] == replies[1]  # the seed is fixed in these settings
     assert "never" not in out
+
+
+def test_a_text_goes_on_as_a_prompt_of_all_of_it_would(
+    writer: Writer, trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = Chat(writer, locate(str(trained.out_dir)))
+    converse_in(chat, "There are", "/more")
+    state = chat.draft.current
+    assert state is not None
+    assert state.before is not None
+    (following,) = writer.write(writer.encode(state.before.text), SETTINGS, 1, 5)
+    assert state.added == following.text
+    assert capsys.readouterr().out.endswith(f"\u2026{state.added}\n")
+    _, receipt = receipts.load(str(trained.out_dir / "samples.jsonl"))
+    assert (receipt.prompt, receipt.text) == (state.before.text, state.added)
+    assert receipt.prompt.startswith("There are")
+
+
+def test_undo_and_branches_lead_to_every_text_again(
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = Chat(writer, where)
+    converse_in(chat, "/undo", "/branch", "/more", "There are", "/more", "/seed 6", "/retry")
+    told = capsys.readouterr().err
+    assert "nothing to undo" in told
+    assert told.count("type the beginning") == 2
+    converse_in(chat, "/branch", "/undo", "/branch 9", "/branch x", "/branch 3")
+    captured = capsys.readouterr()
+    assert chat.draft.current is not None
+    lines = re.findall(r"^([ *]) ([0-9]) (  )?(\S)", captured.out, re.MULTILINE)
+    firsts = [state.added.split()[0][0] for _, state in chat.draft.branches()]
+    assert lines == [*zip("   *", "1234", ["", "", "  ", "  "], firsts, strict=True)]
+    assert "there is no text 9" in captured.err
+    assert "/branch needs a number" in captured.err
+    assert "--- text 2 ---" in captured.out
+    assert chat.draft.current.number == 3
+
+
+def test_several_samples_are_branches_of_a_text(
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = Chat(writer, where, samples=3)
+    converse_in(chat, "There are", "/branch")
+    shown = capsys.readouterr().out
+    assert [depth for depth, _ in chat.draft.branches()] == [0, 1, 1, 1]
+    for _, state in chat.draft.branches()[1:]:
+        assert f"\n{state.text}\n" in shown
+
+
+def editor(folder: Path, script: str) -> str:
+    """The command of an editor that does what a shell script does with its file, $1."""
+    path = folder / "editor"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_the_editor_saves_is_the_text_from_then_on(
+    writer: Writer,
+    where: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # The editor has an argument of its own, and leaves a file beside the text.
+    script = f'cp "$2" {tmp_path}/seen; echo "Nobody saw \u201cit\u201d  " > "$2"; touch "$2~"'
+    monkeypatch.setenv("VISUAL", f"{editor(tmp_path, script)} --wait")
+    monkeypatch.setenv("EDITOR", "false")
+    chat = Chat(writer, where)
+    converse_in(chat, "There are", "/edit", "/more")
+    _, reply, edit, more = (state for _, state in chat.draft.branches())
+    assert (tmp_path / "seen").read_text() == reply.text
+    assert edit.text == 'Nobody saw "it"'
+    assert more.prompt == edit.text
+    assert "typography" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["editor", "seen"]
+
+
+def test_a_text_can_be_begun_in_the_editor(
+    writer: Writer, where: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDITOR", editor(tmp_path, 'printf "There\n\nare\n" > "$1"'))
+    monkeypatch.delenv("VISUAL", raising=False)
+    chat = Chat(writer, where)
+    converse_in(chat, "/edit")
+    assert chat.draft.current is not None
+    assert chat.draft.current.text == "There\n\nare"
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 3", "exit code 3"),
+        ('echo more >> "$1"; exit 1', "exit code 1"),
+        ('rm "$1"', "No such file"),
+        ('printf "\\377" > "$1"', "utf-8"),
+        ('printf "  \n" > "$1"', "the prompt is empty"),
+        ('cat "$1"; true', "the text is as it was"),
+        ('echo >> "$1"', "the text is as it was"),
+    ],
+)
+def test_an_edit_that_fails_changes_nothing_and_loses_nothing(
+    writer: Writer,
+    where: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    told: str,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("VISUAL", editor(tmp_path, script))
+    chat = Chat(writer, where)
+    converse_in(chat, "There are", "/edit", "/branch")
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
+    assert len(chat.draft.branches()) == 2
+    kept = [path for path in tmp_path.iterdir() if path.name != "editor"]
+    if "more" in script or "377" in script:
+        assert f"what the editor saved is in {kept[0]}/text.txt" in captured.err
+    else:
+        assert kept == []
+
+
+@pytest.mark.parametrize("command", ["no-such-editor", "'", None])
+def test_a_person_without_an_editor_is_told_how_to_name_one(
+    writer: Writer,
+    where: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str | None,
+) -> None:
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", command or " ")
+    if command is None:
+        monkeypatch.setenv("PATH", "")
+    out = conversation(writer, where, "/edit", capsys=capsys)
+    assert "set VISUAL or EDITOR" in out
+
+
+def test_alternatives_stand_side_by_side(
+    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = Chat(writer, where)
+    for lines, place, header in (
+        (["/alternatives wilde,none"], "at the beginning of a text", ["wilde", "none"]),
+        (["There are", "/alternatives"], "after ", ["lovecraft", "wilde"]),
+        (["/voice wilde", "/alternatives"], "after ", ["wilde", "lovecraft"]),
+        (
+            ["/blend wilde=0.75,lovecraft=0.25", "/alternatives"],
+            "after ",
+            ["(blend)", "wilde", "lovecraft"],
+        ),
+    ):
+        converse_in(chat, *lines)
+        said, names, *rows = capsys.readouterr().out.splitlines()[-12:]
+        assert said.startswith(place)
+        assert names.split() == header
+        assert len(rows) == 10
+        text = "" if chat.draft.current is None else chat.draft.current.text
+        blends = [change(SETTINGS, "voice", name, writer).blend for name in header[-2:]]
+        for column, expected in zip(
+            (-2, -1), writer.predictions.next_tokens(text, blends, 10), strict=True
+        ):
+            shares = [re.findall(r"([0-9.]+%) ", row)[column] for row in rows]
+            assert shares == [f"{each.probability:.1%}" for each in expected]
+    converse_in(chat, "/alternatives poe")
+    assert "lovecraft, wilde" in capsys.readouterr().err
 
 
 def test_the_prompt_of_the_command_line_can_be_retried(
@@ -385,6 +560,8 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(trained_once: Workplace) -> 
         seen += next(terminal.read())
     terminal.type("\x03")
     terminal.read_until("(stopped)")
+    terminal.type("/branch\n")
+    terminal.read_until("* 2")  # what was seen of the reply
     terminal.type("/temp 0.25\n")
     terminal.read_until("temperature 0.25")
     terminal.type("/quit\n")
@@ -430,9 +607,33 @@ def test_a_terminal_of_any_width_breaks_lines_between_words_only(
     terminal.close()
 
 
-def chat_at_terminal(workplace: Workplace, *flags: str) -> Terminal:
+def test_a_text_is_edited_in_the_terminal(trained_once: Workplace, tmp_path: Path) -> None:
+    """The editor reads what is typed after it has been opened."""
+    script = 'echo "what follows?"; read answer; echo "$answer" > "$1"'
+    command = editor(tmp_path, script)
+    terminal = chat_at_terminal(trained_once, "--max-tokens", "3", EDITOR=command, VISUAL="")
+    terminal.type("There are\n")
+    terminal.read_until("seed ")
+    terminal.read_until("\n> ")
+    terminal.type("/edit\n")
+    terminal.read_until("what follows?")
+    terminal.type("Nobody saw it\n")
+    terminal.read_until("--- text 3 ---\r\nNobody saw it\r\n")
+    terminal.type("/undo\n")
+    terminal.read_until("--- text 2 ---\r\nThere are")
+    terminal.type("/branch 3\n")
+    terminal.read_until("--- text 3 ---\r\nNobody saw it\r\n")
+    terminal.type("/branch\n")
+    terminal.read_until("* 3 edited: Nobody saw it")
+    terminal.type("/quit\n")
+    assert terminal.process.wait() == 0
+    terminal.close()
+
+
+def chat_at_terminal(workplace: Workplace, *flags: str, **environment: str) -> Terminal:
     arguments = ["--checkpoint", str(workplace.out_dir), "--interactive", *flags]
-    terminal = Terminal(["-m", "gothic_jax.commands.chat", *arguments], workplace.root)
+    command = ["-m", "gothic_jax.commands.chat", *arguments]
+    terminal = Terminal(command, workplace.root, **environment)
     terminal.read_until("> ")
     return terminal
 
@@ -445,10 +646,15 @@ def test_style_tells_the_voice_of_the_last_reply(
 
 
 def test_every_command_that_help_names_is_known(
-    writer: Writer, where: Checkpoint, capsys: pytest.CaptureFixture[str]
+    writer: Writer,
+    where: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     named = set(re.findall(r"/[a-z]+", conversation_module.HELP))
     assert named >= {"/help", "/temp", "/topk", "/voice", "/seed", "/retry", "/quit"}
+    assert named >= {"/more", "/edit", "/undo", "/branch", "/alternatives"}
+    monkeypatch.setenv("VISUAL", "true")
     out = conversation(writer, where, *sorted(named), capsys=capsys)
     assert "unknown command" not in out
 

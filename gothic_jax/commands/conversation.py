@@ -3,7 +3,7 @@
 import readline
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -12,15 +12,23 @@ from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
 from gothic_jax.machine import environment
 from gothic_jax.machine.process import catch_interrupts
-from gothic_jax.machine.terminal import styled, wrapped
+from gothic_jax.machine.terminal import cells, edited, styled, wrapped
 from gothic_jax.measuring import novelty, style
+from gothic_jax.measuring.predictions import Prediction
 from gothic_jax.model.shape import INTEGER_LIMIT
 from gothic_jax.text.typography import fit_prompt
 from gothic_jax.text.voices import Blend, complete, one_voice, parse_weights
+from gothic_jax.text.works import END_OF_TEXT
 from gothic_jax.writing import receipts
+from gothic_jax.writing.draft import Draft, Origin, State
 from gothic_jax.writing.receipts import Receipt
 from gothic_jax.writing.settings import Settings
 from gothic_jax.writing.writer import Writer
+
+CUT = "\u2026"
+"""Stands for text that is not shown again."""
+ALTERNATIVES = 10
+"""So many tokens of each voice are shown."""
 
 
 class Chat:
@@ -45,71 +53,128 @@ class Chat:
         if best_of and index is None:
             raise ValueError("the best sample is found with an index")
         self.writer = writer
-        self.last_prompt: str | None = None
+        self.draft = Draft()
+        """The texts so far."""
         self._checkpoint = checkpoint
         self._samples = samples
         self._best_of = best_of
         self._index = index
         self._raw_prompt = raw_prompt
-        self._last_text = ""
         # A receipt names a numbered checkpoint, and another program's folder is not ours to fill.
         self._keeps_receipts = not checkpoint.is_foreign
 
-    def reply(self, prompt: str, settings: Settings) -> None:
-        """Prints the prompt and what follows it, a single sample as it is written."""
-        given = prompt
-        if not self._raw_prompt:
-            prompt = fit_prompt(given, self.writer.tokenizer.knows)
-        ids = self.writer.encode(prompt)
-        if prompt != given:
+    def reply(self, given: str, settings: Settings) -> None:
+        """Begins a new text, and prints it with what follows it, a single sample as it is written.
+
+        Raises UserError where the beginning is empty or not text.
+        """
+        prompt = self._read(given)
+        length = len(self.writer.encode(prompt))
+        if length >= self.writer.block_size:
+            print(
+                f"the prompt has {length} tokens; the model reads the last"
+                f" {self.writer.block_size - 1}",
+                file=sys.stderr,
+            )
+        self._write(self.draft.begin(prompt), settings, given)
+
+    def more(self, settings: Settings) -> None:
+        """Prints what follows the text so far. Raises UserError where there is none."""
+        if self.draft.current is None:
+            raise UserError("there is no text yet; type the beginning of one")
+        self._write(self.draft.current, settings)
+
+    def retry(self, settings: Settings) -> None:
+        """Writes the last reply anew, as another branch. Raises UserError where there is none."""
+        self._write(self.draft.take_back(), settings)
+
+    def edit(self) -> None:
+        """Lets the person edit the text so far. Raises UserError where that fails."""
+        before = "" if self.draft.current is None else self.draft.current.text
+        with edited(before) as text:
+            if text == before:
+                print("the text is as it was")
+                return
+            self.draft.edit(self._read(text))
+        self.show_place()
+
+    def show_place(self) -> None:
+        """Prints the number of the current text, and its end."""
+        if self.draft.current is not None:
+            print(f"--- text {self.draft.current.number} ---")
+            _print_wrapped(end_of(self.draft.current.text, 300))
+
+    def _read(self, given: str) -> str:
+        """A person's text as the model reads it. Raises UserError where it cannot."""
+        text = given if self._raw_prompt else fit_prompt(given, self.writer.tokenizer.knows)
+        self.writer.encode(text)
+        if text != given:
             print(
                 "the prompt is read in the typography of the training text, without blanks at its"
                 " end; --raw-prompt leaves it as it is",
                 file=sys.stderr,
             )
-        self.last_prompt, self._last_text = prompt, ""
-        if len(ids) >= self.writer.block_size:
-            print(
-                f"the prompt has {len(ids)} tokens; the model reads the last"
-                f" {self.writer.block_size - 1}",
-                file=sys.stderr,
-            )
+        return text
+
+    def _write(self, state: State, settings: Settings, given: str | None = None) -> None:
+        """Continues a text, prints how, and goes to what has come of it.
+
+        A beginning is printed with it. `given` is what the person has typed, if it is another text.
+        """
+        prompt = state.text
+        shown = prompt if state.origin is Origin.BEGINNING else CUT
+        ids = self.writer.encode(prompt)
         seed = secrets.randbelow(INTEGER_LIMIT) if settings.seed is None else settings.seed
         print(f"seed {seed}", file=sys.stderr)
         if self._samples == 1 and self._index is None:
-            texts, shown = [self._stream(prompt, ids, settings, seed)], [0]
+            texts, numbers = [self._stream(state, shown, ids, settings, seed)], [0]
         else:
             samples = self.writer.write(ids, settings, self._samples, seed)
             texts = [sample.text for sample in samples]
-            shown = [*range(len(texts))]
+            numbers = [*range(len(texts))]
             if self._best_of:
-                shown = self._ranked(prompt, texts, settings.blend)[:1]
-            for number in shown:
-                self._show(prompt, texts[number], number)
-        self._last_text = texts[shown[-1]]
-        self._write_receipts(prompt, given, settings, seed, {n: texts[n] for n in shown})
+                numbers = self._ranked(prompt, texts, settings.blend)[:1]
+            for number in numbers:
+                self._show(shown, texts[number], number)
+                self._keep(state, texts[number])
+        self._write_receipts(
+            prompt, given or prompt, settings, seed, {n: texts[n] for n in numbers}
+        )
 
     def _stream(
-        self, prompt: str, ids: Int[np.ndarray, " time"], settings: Settings, seed: int
+        self,
+        state: State,
+        shown: str,
+        ids: Int[np.ndarray, " time"],
+        settings: Settings,
+        seed: int,
     ) -> str:
-        with wrapped(sys.stdout) as write:
-            write(prompt)
-            for (piece,) in self.writer.stream(ids, settings, 1, seed):
-                self._last_text += piece.text  # what a person who stops it has seen
-                write(piece.text)
+        text = ""
+        try:
+            with wrapped(sys.stdout) as write:
+                write(shown)
+                for (piece,) in self.writer.stream(ids, settings, 1, seed):
+                    text += piece.text
+                    write(piece.text)
+        finally:
+            self._keep(state, text)  # also what a person who stops it has seen
         print()
-        return self._last_text
+        return text
 
-    def _show(self, prompt: str, text: str, number: int) -> None:
+    def _keep(self, state: State, written: str) -> None:
+        if written:
+            self.draft.reply(state, written)
+
+    def _show(self, shown: str, text: str, number: int) -> None:
         if self._samples > 1:
             print(f"--- {number + 1} of {self._samples} ---")
         if self._index is None:
-            _print_wrapped(prompt + text)
+            _print_wrapped(shown + text)
             return
         # The prompt is the person's own: it is not measured.
         measured = self._index.words.measure(text)
         on, off = ("\x1b[7m", "\x1b[0m") if styled(sys.stdout) else ("[[", "]]")
-        _print_wrapped(prompt + novelty.highlighted(measured, text, on, off))
+        _print_wrapped(shown + novelty.highlighted(measured, text, on, off))
         for line in novelty.describe(measured, text, self._index.baseline):
             print(f"    {line}")
 
@@ -136,9 +201,21 @@ class Chat:
 
     def show_style(self) -> None:
         """Prints, for each sentence of the last reply, which voice it leans to."""
-        if self.last_prompt is None or not self._last_text.strip():
+        reply = self.draft.last_reply
+        if reply is None or not reply.added.strip():
             raise UserError("nothing has been written yet whose style could be measured")
-        print(style.table(self.writer.meter.sentences(self._last_text, self.last_prompt)))
+        print(style.table(self.writer.meter.sentences(reply.added, reply.prompt)))
+
+    def show_alternatives(self, names: Sequence[str], blend: Blend) -> None:
+        """Prints what voices expect next, side by side; by default those of `compared`.
+
+        Raises UserError where the model does not know a voice.
+        """
+        text = "" if self.draft.current is None else self.draft.current.text
+        columns = {name: one_voice(name) for name in names} or compared(blend, self.writer.voices)
+        predictions = self.writer.predictions.next_tokens(text, [*columns.values()], ALTERNATIVES)
+        print(f"after {end_of(text, 60)!r}" if text else "at the beginning of a text")
+        print(side_by_side(dict(zip(columns, predictions, strict=True))))
 
     def _write_receipts(
         self, prompt: str, given: str, settings: Settings, seed: int, shown: dict[int, str]
@@ -167,6 +244,69 @@ class Chat:
         except UserError as error:
             self._keeps_receipts = False
             print(f"warning: no receipts are kept: {error}", file=sys.stderr)
+
+
+def end_of(text: str, length: int) -> str:
+    """The last characters of a text, from the beginning of a word on, marked where it is cut."""
+    if len(text) <= length:
+        return text
+    _, _, words = text[-length:].partition(" ")
+    return CUT + (words or text[-length:])
+
+
+def tree(draft: Draft) -> str:
+    """The branches of a text, a line each: number, first words; the current one has a star."""
+    branches = draft.branches()
+    if not branches:
+        raise UserError("there is no text yet; type the beginning of one")
+    width = len(str(max(state.number for _, state in branches)))
+    return "\n".join(
+        f"{'*' if state is draft.current else ' '} {state.number:>{width}} {'  ' * depth}"
+        f"{_first_words(state)}"
+        for depth, state in branches
+    )
+
+
+def _first_words(state: State) -> str:
+    # An edit that only takes the end away adds nothing.
+    words = " ".join(state.added.split()) or end_of(" ".join(state.text.split()), 50)
+    kind = "edited: " if state.origin is Origin.EDIT else ""
+    return kind + (words if len(words) <= 60 else f"{words[:58].rstrip()} {CUT}")
+
+
+def compared(blend: Blend, voices: Sequence[str]) -> dict[str, Blend]:
+    """Blends worth a comparison, by name: a blend of several voices, and each of these.
+
+    For a single voice or none, it and others of the model's voices, four at most.
+    """
+    if len(blend) > 1:
+        return {"(blend)": blend} | {voice: one_voice(voice) for voice in blend}
+    return {
+        voice: one_voice(voice) for voice in [*dict.fromkeys([*blend, *voices])][:4] or ["none"]
+    }
+
+
+def side_by_side(columns: Mapping[str, Sequence[Prediction]]) -> str:
+    """A table of predictions: a column for each name, the likeliest first."""
+    shown = [
+        [
+            name,
+            *(f"{prediction.probability:6.1%} {_quoted(prediction.text)}" for prediction in each),
+        ]
+        for name, each in columns.items()
+    ]
+    widths = [max(map(cells, column)) for column in shown]
+    return "\n".join(
+        "   ".join(
+            cell + " " * (width - cells(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in zip(*shown, strict=True)
+    )
+
+
+def _quoted(token: str) -> str:
+    """A token in quotes, since many begin with a blank."""
+    return "(the end)" if token == END_OF_TEXT else repr(token)
 
 
 def _print_wrapped(text: str) -> None:
@@ -201,12 +341,17 @@ def replay(writer: Writer, checkpoint: Checkpoint, receipt: Receipt) -> int:
     return 1
 
 
-HELP = """Type the beginning of a text; the model continues it. Ctrl-C stops a reply.
-/temp X    temperature, 0 for the likeliest words only    /topk N   0 turns it off
-/topp X    in (0, 1]                                      /max N    tokens in a reply
-/voice V   a voice, or none                               /seed N   or random
-/blend B   of voices, as wilde=0.3,lovecraft=0.7          /style    of the last reply
-/retry     the last beginning again                       /help     /quit
+HELP = """Type the beginning of a new text; the model continues it. Ctrl-C stops a reply.
+/more      goes on with the text        /retry      writes the last reply anew
+/edit      opens the text in an editor  /undo       the text before the last reply or edit
+/branch    lists the text's branches    /branch N   goes to one of them
+/alternatives V,W   what voices would say next; without V,W those of the blend
+/style     of the last reply, a voice for each sentence
+/voice V   a voice, or none             /blend B    of voices: wilde=0.3,lovecraft=0.7
+/temp X    temperature, 0 for the likeliest words only
+/topk N    0 turns it off               /topp X     in (0, 1]
+/max N     tokens in a reply            /seed N     or random
+/help                                   /quit
 //         a beginning whose first character is /"""
 
 
@@ -279,16 +424,37 @@ def _answer(chat: Chat, settings: Settings, line: str) -> Settings:
             chat.reply(line.removeprefix("/"), settings)
         return settings
     name, _, value = line[1:].partition(" ")
+    value = value.strip()
     match name:
         case "help":
             print(HELP)
+        case "more":
+            chat.more(settings)
+        case "retry":
+            chat.retry(settings)
+        case "edit":
+            chat.edit()
+        case "undo":
+            chat.draft.undo()
+            chat.show_place()
+        case "branch" if value:
+            chat.draft.go(_number(name, value))
+            chat.show_place()
+        case "branch":
+            print(tree(chat.draft))
         case "style":
             chat.show_style()
-        case "retry":
-            if chat.last_prompt is None:
-                raise UserError("there is nothing to retry yet")
-            chat.reply(chat.last_prompt, settings)
+        case "alternatives":
+            names = [part.strip() for part in value.split(",")] if value else []
+            chat.show_alternatives(names, settings.blend)
         case _:
-            settings = change(settings, name, value.strip(), chat.writer)
+            settings = change(settings, name, value, chat.writer)
             print(settings)
     return settings
+
+
+def _number(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UserError(f"/{name} needs a number, not {value!r}") from error

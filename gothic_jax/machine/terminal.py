@@ -1,11 +1,19 @@
-"""What may be written to a terminal, and text that is wrapped there."""
+"""The person's terminal: what may be written to it, text that is wrapped there, the editor."""
 
 import contextlib
 import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+from gothic_jax.errors import UserError
 
 _ESCAPE_CODE = re.compile("\x1b\\[[0-9;]*m")
 # Other blanks, such as U+00A0, are there so that no line ends at them.
@@ -121,3 +129,67 @@ class _Lines:
 def _width() -> int:
     """The terminal's columns now: it may be resized while a text is written."""
     return shutil.get_terminal_size().columns
+
+
+@contextlib.contextmanager
+def edited(text: str) -> Iterator[str]:
+    """Gives a text as a person saves it in $VISUAL, $EDITOR or vi.
+
+    Raises UserError where that cannot be, also if the block raises one; what the editor has saved
+    stays in a file then, which the error names.
+    """
+    command = _editor()
+    path = _temporary(text)
+    is_kept = False
+    try:
+        try:
+            _run_editor([*command, str(path)])
+            saved = path.read_bytes().decode().removeprefix("\ufeff")
+            # Editors end a file with a line end.
+            yield saved if text.endswith("\n") else saved.removesuffix("\n")
+        except (OSError, UnicodeDecodeError, UserError) as error:
+            worthless = (b"", text.encode().strip())
+            is_kept = path.exists() and path.read_bytes().strip() not in worthless
+            where = f"; what the editor saved is in {path}" if is_kept else ""
+            raise UserError(f"the text stays as it was: {error}{where}") from error
+    finally:
+        if not is_kept:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _editor() -> list[str]:
+    """The editor's command with its own arguments; raises UserError where there is none."""
+    cure = "set VISUAL or EDITOR to the command of one, as in EDITOR=nano"
+    chosen = os.environ.get("VISUAL", "").strip() or os.environ.get("EDITOR", "").strip() or "vi"
+    try:
+        command = shlex.split(chosen)
+    except ValueError as error:
+        raise UserError(f"{chosen!r} is no editor's command ({error}); {cure}") from error
+    if shutil.which(command[0]) is None:
+        raise UserError(f"there is no editor {command[0]!r}; {cure}")
+    return command
+
+
+def _temporary(text: str) -> Path:
+    """A file with the text in a folder of its own, where editors may put others beside it."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="gothic-")) / "text.txt"
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise UserError(
+            f"no copy for the editor can be written: {error}; set TMPDIR to a folder with room"
+        ) from error
+    return path
+
+
+def _run_editor(command: list[str]) -> None:
+    """Raises UserError where the editor fails, and OSError where it cannot be started."""
+    sys.stdout.flush()
+    # Ctrl-C is the editor's. A handler, unlike SIG_IGN, is not passed on to it.
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        code = subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if code:
+        raise UserError(f"{command[0]} failed with exit code {code}")

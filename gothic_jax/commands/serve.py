@@ -78,8 +78,12 @@ def main(argv: Sequence[str]) -> int:
     if guard is not None and not MIN_GUARDED <= guard <= MAX_GUARDED:
         raise UserError(f"--copy-guard must be from {MIN_GUARDED} to {MAX_GUARDED}, not {guard}")
     key = _key(arguments)
-    listening = _listen(arguments.host, arguments.port)
+    with _listen(arguments.host, arguments.port) as listening:
+        return 128 + _serve(arguments, key, listening)
 
+
+def _serve(arguments: argparse.Namespace, key: str | None, listening: socket.socket) -> int:
+    """Serves until a signal comes, and returns its number. Raises UserError."""
     from gothic_jax.checkpoints.checkpoint import locate
     from gothic_jax.checkpoints.release import gothic_dandy
     from gothic_jax.machine.compiled import cache_compiled_programs
@@ -104,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         index = novelty.load_for(meta.config, meta.train_sha256, arguments.train_file)
     except UserError as error:
-        if guard is not None or arguments.train_file is not None:
+        if arguments.copy_guard is not None or arguments.train_file is not None:
             raise
         print(f"copied passages are not marked: {error}", file=sys.stderr)
     with out_of_memory_reported("lower --slots, or serve with --device cpu"):
@@ -115,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
             writer=Writer.load(checkpoint, device),
             slots=arguments.slots,
             index=index,
-            copy_guard=guard,
+            copy_guard=arguments.copy_guard,
             keeps_receipts=arguments.keep_receipts,
         )
     host, port = listening.getsockname()[:2]
@@ -123,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
     hosts = frozenset(name.lower() for name in (*_LOOPBACK, arguments.host, *arguments.allow_host))
     app = build(service, Allowed(hosts, frozenset(arguments.allow_origin), key))
     print(f"{service.name} writes at http://{shown}:{port}/  (Ctrl-C ends)", flush=True)
-    return 128 + serve(app, listening)
+    return serve(app, listening)
 
 
 def _key(arguments: argparse.Namespace) -> str | None:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,10 @@ class Desk:
         self.messages: list[str] = []
         self.expected = "(?!)"  # a pattern of the messages that a test provokes
         self.hosts: set[str] = set()
+        self.fakes: dict[str, Callable[[Any], None]] = {}  # by path, in place of the server
         self.page = context.new_page()
+        # Before the page opens: Chromium may let the first requests after it pass.
+        self.page.route(re.compile("/(v1|gothic)/"), self._route)
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(request.url))
@@ -122,6 +125,10 @@ class Desk:
 
     def _hear(self, message: Any) -> None:
         self.messages.append(f"{message.type}: {message.text}")
+
+    def _route(self, route: Any) -> None:
+        path = route.request.url.removeprefix(self.url)
+        self.fakes.get(path, lambda route: route.continue_())(route)
 
     def open(self) -> None:
         self.page.goto(self.url)
@@ -195,9 +202,10 @@ class Desk:
         expect(self.measures).to_contain_text("the model reads", timeout=SLOW)
 
     def marked(self, name: str) -> list[str]:
-        """The words under a mark."""
+        """The words under a mark, strong or weak."""
         return self.page.evaluate(
-            """(name) => [...(CSS.highlights.get(name) ?? [])].map((range) =>
+            """(name) => [...CSS.highlights].filter(([key]) => key.startsWith(name))
+                .flatMap(([, ranges]) => [...ranges]).map((range) =>
                 range.startContainer.data.slice(range.startOffset, range.endOffset))""",
             name,
         )
@@ -547,7 +555,7 @@ def test_what_the_model_no_longer_reads_is_shaded(desk: Desk) -> None:
 def test_marks_stay_with_their_words_while_one_types_before_them(desk: Desk) -> None:
     desk.type(COPIED)
     desk.awaits("copied", COPIED)
-    desk.page.route("**/gothic/measure", lambda route: None)  # no new answer comes
+    desk.fakes["gothic/measure"] = lambda route: None  # no new answer comes
     desk.caret(0)
     desk.page.keyboard.insert_text("He said: \U0001f600 ")
     desk.awaits("copied", COPIED)
@@ -731,12 +739,12 @@ def test_errors_are_shown_and_change_nothing(desk: Desk) -> None:
     desk.type(f"{BEGINNING} ")
     desk.expected = "status of 429"
     busy = {"error": {"message": "8 texts are being written; try again soon", "type": "busy"}}
-    desk.page.route("**/v1/completions", lambda route: route.fulfill(status=429, json=busy))
+    desk.fakes["v1/completions"] = lambda route: route.fulfill(status=429, json=busy)
     desk.press("Control+Enter")
     desk.warns("8 texts are being written; try again soon")
     assert desk.words == f"{BEGINNING} "
     expect(desk.branches).to_have_count(2)
-    desk.page.unroute("**/v1/completions")
+    desk.fakes.clear()
     desk.continues()
     expect(desk.page.get_by_role("alert")).to_be_hidden()
 
@@ -749,9 +757,7 @@ def fake_stream(route: Any, *texts: str, end: str = "data: [DONE]\n\n") -> None:
 
 def test_a_stream_that_breaks_off_keeps_what_came(desk: Desk) -> None:
     desk.type(BEGINNING)
-    desk.page.route(
-        "**/v1/completions", lambda route: fake_stream(route, " And\r", "\nthen", end="")
-    )
+    desk.fakes["v1/completions"] = lambda route: fake_stream(route, " And\r", "\nthen", end="")
     desk.press("Control+Enter")
     desk.warns("broke off")
     assert desk.words == f"{BEGINNING} And\nthen"
@@ -759,13 +765,13 @@ def test_a_stream_that_breaks_off_keeps_what_came(desk: Desk) -> None:
 
 def test_html_never_runs(desk: Desk) -> None:
     page = desk.page
-    page.route("**/v1/completions", lambda route: fake_stream(route, f" {DEEP}", f"\n{DEEP}"))
+    desk.fakes["v1/completions"] = lambda route: fake_stream(route, f" {DEEP}", f"\n{DEEP}")
     words = {"alternatives": [[{"text": f" {DEEP}", "probability": 0.5}]] * 3}
-    page.route("**/gothic/alternatives", lambda route: route.fulfill(json=words))
+    desk.fakes["gothic/alternatives"] = lambda route: route.fulfill(json=words)
     span = {"start": 0, "end": 40, "words": 8, "work": DEEP, "voice": DEEP, "place": 1}
     copied = {"words": 9, "share": 1, "longest": span, "spans": [span]}
     answer = {"tokens": 9, "read_from": 9, "copied": copied, "sentences": None}
-    page.route("**/gothic/measure", lambda route: route.fulfill(json=answer))
+    desk.fakes["gothic/measure"] = lambda route: route.fulfill(json=answer)
     desk.type(f"{DEEP} ")
     desk.continues()
     desk.press("Control+.")

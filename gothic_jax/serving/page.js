@@ -14,6 +14,7 @@ const LARGEST_FILE = 8 * 2 ** 20;
 const SETTINGS = ["max_tokens", "temperature", "top_k", "top_p", "seed", "copy_guard", "best_of"];
 const MARKS = ["copied", "voices", "unread", "written"];
 const COLOURS = 5;
+const WEAK = 0.1; // nats a token; sentences that are less clearly in a voice are paler
 const LINE = 40; // pixels that a line of the text takes, and a little more
 const FIRST_VOICES = ["wilde", "lovecraft"]; // where the model has them
 
@@ -402,8 +403,8 @@ function paintMarks() {
   const ranges = {};
   const mark = (name, start, end) => (ranges[name] ??= []).push([start, end]);
   const { measured } = page;
-  for (const { start, end, voice } of (on.voices && measured?.sentences) || []) {
-    if (colourOf(voice)) mark(colourOf(voice), start, end);
+  for (const { start, end, voice, strength } of (on.voices && measured?.sentences) || []) {
+    if (colourOf(voice)) mark(colourOf(voice) + (strength < WEAK ? "-weak" : ""), start, end);
   }
   const unread = on.unread && measured ? measured.read_from : 0;
   if (unread) mark("unread", 0, unread);

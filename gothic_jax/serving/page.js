@@ -15,6 +15,7 @@ const SETTINGS = ["max_tokens", "temperature", "top_k", "top_p", "seed", "copy_g
 const MARKS = ["copied", "voices", "unread", "written"];
 const COLOURS = 5;
 const WEAK = 0.1; // nats a token; sentences that are less clearly in a voice are paler
+const ENDED = "The model ends the text here.";
 const LINE = 40; // pixels that a line of the text takes, and a little more
 const FIRST_VOICES = ["wilde", "lovecraft"]; // where the model has them
 
@@ -123,6 +124,8 @@ function piecesOf(draft, id) {
   }, []);
 }
 
+const currentNode = () => page.draft.nodes[page.draft.current];
+const currentPieces = () => piecesOf(page.draft, page.draft.current);
 const textOf = (draft, id) => piecesOf(draft, id).map((piece) => piece.text).join("");
 
 function childrenOf(draft) {
@@ -171,7 +174,8 @@ function save() {
   } catch (error) {
     unstored.set(draft.id, draft);
     const why = error.name === "QuotaExceededError" ? "is full" : "cannot be used";
-    alarm(`This browser's storage ${why}: this draft is lost when the page closes. Download it.`, "storage");
+    const what = "This draft is lost when the page closes. Download it.";
+    alarm(`This browser's storage ${why}. ${what}`, "storage");
   }
   listDrafts();
 }
@@ -180,7 +184,8 @@ function save() {
 function readDraft(key) {
   try {
     const draft = JSON.parse(localStorage.getItem(key));
-    return draft?.nodes?.root && draft.nodes[draft.current] ? draft : null;
+    const isWhole = Object.values(draft.nodes).every(({ kind }) => Object.hasOwn(KINDS, kind));
+    return isWhole && draft.nodes.root && draft.nodes[draft.current] ? draft : null;
   } catch {
     return null;
   }
@@ -267,7 +272,8 @@ async function loadModel() {
   $("max_tokens").max = model.max_tokens;
   $("best_of").max = model.max_n;
   for (const id of ["guard", "best"]) $(id).hidden = !model.copied; // they need the index
-  $("model").textContent = `${model.name}, iteration ${model.iteration}; it reads ${model.context} tokens.`;
+  const { name, iteration, context } = model;
+  $("model").textContent = `${name}, iteration ${iteration}; it reads ${context} tokens.`;
   openDraft(page.draft);
 }
 
@@ -290,6 +296,10 @@ function element(name, properties = {}, ...content) {
   made.append(...content.filter((part) => part !== null));
   return made;
 }
+
+const button = (onclick, properties, ...content) =>
+  element("button", { type: "button", onclick, ...properties }, ...content);
+const item = (...content) => element("li", {}, ...content);
 
 /** Fills an element anew, but only where what it shows has changed: so the focus stays. */
 function fill(parent, facts, make) {
@@ -388,7 +398,7 @@ function paint() {
   paintBranches();
   paintMix();
   if (page.model) paintMeasures();
-  const node = page.draft.nodes[page.draft.current];
+  const node = currentNode();
   const writing = page.writing !== null;
   $("continue").textContent = writing ? "Stop" : "Continue";
   for (const id of ["another", "best", "next"]) $(id).disabled = writing;
@@ -411,7 +421,7 @@ function paintMarks() {
   for (const { start, end } of (on.copied && measured?.copied?.spans) || []) mark("copied", start, end);
   if (on.written) {
     let place = 0;
-    for (const { text, node } of piecesOf(page.draft, page.draft.current)) {
+    for (const { text, node } of currentPieces()) {
       if (node.blend) mark("written", place, place + text.length);
       place += text.length;
     }
@@ -446,13 +456,14 @@ function paintHere() {
   const place = page.pointed ?? Math.max(0, area.selectionStart - 1);
   const within = ({ start, end }) => start <= place && place < end;
   let end = 0;
-  const piece = piecesOf(page.draft, page.draft.current).find(({ text }) => (end += text.length) > place);
+  const piece = currentPieces().find(({ text }) => (end += text.length) > place);
   const copied = page.measured?.copied?.spans.find(within);
   const sentence = page.measured?.sentences?.find(within);
+  const lean = sentence && `${named(sentence.voice)}, by ${number(sentence.strength)} nats a token`;
   const facts = [
     piece && originOf(piece.node),
     copied && `copied: ${copied.words} words of ${sourceOf(copied)}`,
-    sentence && `sentence nearest to ${named(sentence.voice)}, ${number(sentence.strength)} nats a token`,
+    sentence && `sentence nearest to ${lean}`,
   ].filter(Boolean);
   const where = page.pointed === null ? "At the caret" : "Under the pointer";
   $("here").textContent = facts.length ? `${where}: ${facts.join("; ")}.` : "";
@@ -467,7 +478,13 @@ function originOf({ kind, blend }) {
 const sourceOf = ({ work, voice, place }) =>
   `\u201c${work}\u201d (${named(voice)}), from word ${number(place)}`;
 
-const KINDS = { root: "Beginning", typed: "You", opened: "Opened", chosen: "Next word" };
+const KINDS = {
+  root: () => "Beginning",
+  typed: () => "You",
+  opened: () => "Opened",
+  chosen: () => "Next word",
+  written: blendName,
+};
 
 /** One line for each node, in order; where it forks, its line holds a list for each branch. */
 function branchesFrom(node, children) {
@@ -484,7 +501,7 @@ function branchesFrom(node, children) {
     }
     lines.push({
       id: node.id,
-      what: node.kind === "written" ? blendName(node.blend) : (KINDS[node.kind] ?? ""),
+      what: KINDS[node.kind](node.blend),
       made: short(line.inserted) || (node.removed ? "(words taken out)" : ""),
       current: line.current,
       forks: next.length > 1 ? next.map((child) => branchesFrom(child, children)) : [],
@@ -496,10 +513,9 @@ function branchesFrom(node, children) {
 
 function branchList(lines) {
   const items = lines.map(({ id, what, made, current, forks }) => {
-    const properties = { type: "button", onclick: () => go(id) };
-    if (current) properties["aria-current"] = "true";
-    const button = element("button", properties, element("em", {}, what), ` ${made}`);
-    return element("li", {}, button, ...forks.map(branchList));
+    const state = current ? { "aria-current": "true" } : {};
+    const line = button(() => go(id), state, element("em", {}, what), ` ${made}`);
+    return item(line, ...forks.map(branchList));
   });
   return element("ul", {}, ...items);
 }
@@ -513,7 +529,8 @@ function paintBranches() {
   // Not scrollIntoView: it would scroll the page, too.
   const box = $("branches").getBoundingClientRect();
   const line = current.getBoundingClientRect();
-  if (line.top < box.top || line.bottom > box.bottom) $("branches").scrollTop += line.top - box.top - 40;
+  const isSeen = line.top >= box.top && line.bottom <= box.bottom;
+  if (!isSeen) $("branches").scrollTop += line.top - box.top - LINE;
 }
 
 function paintMix() {
@@ -556,12 +573,10 @@ function mixRow(voice) {
     remix();
     $("add").focus();
   };
-  return element(
-    "li",
-    {},
+  return item(
     element("span", {}, dot(voice), named(voice)),
     input("number", -100, 100, `Weight of ${named(voice)}`),
-    element("button", { type: "button", onclick: remove, "aria-label": `Without ${named(voice)}` }, "\u00d7"),
+    button(remove, { "aria-label": `Without ${named(voice)}` }, "\u00d7"),
     input("range", -1, 2, `Weight of ${named(voice)}, as a slider`),
   );
 }
@@ -579,15 +594,15 @@ function paintMeasures() {
 function readingFacts({ read_from }) {
   const all = words(page.text);
   const read = words(page.text.slice(read_from));
-  const what = read_from ? `only the last ${number(read)} of ${number(all)} words` : `all ${number(all)} words`;
-  return [element("p", {}, `To continue, the model reads ${what}.`)];
+  const what = read_from ? `only the last ${number(read)} of` : "all";
+  return [element("p", {}, `To continue, the model reads ${what} ${number(all)} words.`)];
 }
 
 function voiceFacts({ sentences }) {
   if (!sentences) return [element("p", {}, "This model has too few voices to tell sentences apart.")];
   const rows = compared().map((voice) => {
     const count = sentences.filter((sentence) => sentence.voice === voice).length;
-    return element("li", {}, dot(voice), `${named(voice)}: ${count} of ${sentences.length} sentences`);
+    return item(dot(voice), `${named(voice)}: ${count} of ${sentences.length} sentences`);
   });
   return [element("ul", { "aria-label": "Voices of the sentences" }, ...rows)];
 }
@@ -597,30 +612,32 @@ function copyFacts({ copied }, index) {
     return [element("p", {}, "What is copied is not known: there is no index of the training text.")];
   }
   const { held_out: held } = index;
-  const row = (cell, ...cells) =>
-    element("tr", {}, ...cells.map((text, column) => element(column ? cell : "th", column ? {} : { scope: "row" }, text)));
-  const longest = copied.longest?.words ?? 0;
-  const theirs = held && {
-    share: percent(held.copied),
-    longest: `${held.longest_median}, at most ${held.longest_max}`,
-  };
-  const head = ["words", "this text", ...(held ? ["other works*"] : [])];
-  return [
-    element(
-      "table",
-      { "aria-label": "Copied" },
-      element("thead", {}, row("th", ...head)),
-      element(
-        "tbody",
-        {},
-        row("td", `copied, ${index.words} or more in a row`, percent(copied.share), ...(held ? [theirs.share] : [])),
-        row("td", "longest copied run", number(longest), ...(held ? [theirs.longest] : [])),
-      ),
-    ),
-    copied.longest && element("p", {}, `The longest: ${sourceOf(copied.longest)}.`),
-    held && element("p", { className: "note" }, `* ${held.passages} passages of ${held.passage_words} words of works that the model has not read.`),
-    copied.spans.length > 0 && element("ol", { "aria-label": "Copied passages" }, ...copied.spans.map(copiedLine)),
-  ].filter(Boolean);
+  const rows = [
+    ["words", "this text", "other works*"],
+    [`copied, ${index.words} or more in a row`, percent(copied.share), held && percent(held.copied)],
+    [
+      "longest copied run",
+      number(copied.longest?.words ?? 0),
+      held && `${held.longest_median}, at most ${held.longest_max}`,
+    ],
+  ].map((cells, row) => {
+    const shown = held ? cells : cells.slice(0, 2);
+    const scope = (column) => (row ? (column ? null : "row") : "col");
+    const cell = (text, column) =>
+      scope(column) ? element("th", { scope: scope(column) }, text) : element("td", {}, text);
+    return element("tr", {}, ...shown.map(cell));
+  });
+  const facts = [element("table", { "aria-label": "Copied" }, ...rows)];
+  if (copied.longest) facts.push(element("p", {}, `The longest: ${sourceOf(copied.longest)}.`));
+  if (held) {
+    const what = `${held.passages} passages of ${held.passage_words} words`;
+    const note = `* ${what} of works that the model has not read.`;
+    facts.push(element("p", { className: "note" }, note));
+  }
+  if (copied.spans.length) {
+    facts.push(element("ol", { "aria-label": "Copied passages" }, ...copied.spans.map(copiedLine)));
+  }
+  return facts;
 }
 
 function copiedLine(span) {
@@ -628,10 +645,11 @@ function copiedLine(span) {
   const show = () => {
     area.focus();
     area.setSelectionRange(span.start, span.end);
-    window.scrollTo({ top: window.scrollY + $("sheet").getBoundingClientRect().top + topOfLine(span.start) - 120 });
-    paintSoon();
+    const top = $("sheet").getBoundingClientRect().top + topOfLine(span.start);
+    window.scrollBy({ top: top - 3 * LINE, behavior: "instant" });
   };
-  return element("li", {}, element("button", { type: "button", onclick: show }, `\u201c${text}\u201d: ${span.words} words of ${sourceOf(span)}`));
+  const source = `${span.words} words of ${sourceOf(span)}`;
+  return item(button(show, {}, `\u201c${text}\u201d: ${source}`));
 }
 
 // ---- What the person does ----
@@ -644,7 +662,7 @@ function record(alone = false) {
   const now = area.value;
   const change = difference(page.text, now, area.selectionEnd);
   if (!change.removed && !change.inserted) return;
-  const node = draft.nodes[draft.current];
+  const node = currentNode();
   const touches = change.at <= node.at + node.inserted.length && change.at + change.removed >= node.at;
   let changed = node;
   if (!alone && typing?.id === node.id && touches && !childrenOf(draft)[node.id]) {
@@ -686,7 +704,7 @@ function go(id) {
 function undo() {
   stop();
   record();
-  const { parent } = page.draft.nodes[page.draft.current];
+  const { parent } = currentNode();
   if (parent) go(parent);
 }
 
@@ -718,14 +736,31 @@ function stop() {
   changedText();
 }
 
+/** What is asked of the model to continue a text. */
+function requestFor(text, best) {
+  const { model, draft } = page;
+  const request = {
+    model: model.name,
+    prompt: promptOf(text),
+    blend: { ...draft.mix },
+    seed: setting("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0],
+    ...(best ? { best_of: setting("best_of") ?? 8 } : { stream: true }),
+  };
+  for (const name of ["max_tokens", "temperature", "top_k", "top_p"]) {
+    request[name] = setting(name) ?? Number($(name).defaultValue);
+  }
+  if (model.copied && setting("copy_guard")) request.copy_guard = setting("copy_guard");
+  return request;
+}
+
 /** Lets the model continue the text: of the current node, or of its parent for another branch. */
 async function write({ another = false, best = false } = {}) {
   stop();
   record();
   page.typing = null;
   if (!(await ready())) return;
-  const { draft, model } = page;
-  const node = draft.nodes[draft.current];
+  const { draft } = page;
+  const node = currentNode();
   const from = another && node.kind === "written" ? node.parent : node.id;
   const base = textOf(draft, from);
   const kept = withoutBlanks(base);
@@ -734,19 +769,12 @@ async function write({ another = false, best = false } = {}) {
     area.focus();
     return;
   }
-  const request = {
-    model: model.name,
-    prompt: promptOf(base),
-    blend: { ...draft.mix },
-    seed: setting("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0],
-    ...(best ? { best_of: setting("best_of") ?? 8 } : { stream: true }),
-  };
-  for (const name of SETTINGS.slice(0, 4)) request[name] = setting(name) ?? $(name).defaultValue * 1;
-  if (model.copied && setting("copy_guard")) request.copy_guard = setting("copy_guard");
+  const request = requestFor(base, best);
+  const { blend } = request;
+  const change = { at: kept.length, removed: base.length - kept.length, inserted: "" };
   const writing = { controller: new AbortController() };
   page.writing = writing;
   const isMine = () => page.writing === writing; // it is not after a stop, whatever still comes
-  const change = { at: kept.length, removed: base.length - kept.length, inserted: "" };
   let made = null;
   let came = "";
   let receipt = null;
@@ -755,7 +783,7 @@ async function write({ another = false, best = false } = {}) {
     receipt = choice.receipt ?? receipt;
     if (!came) return;
     // A node is made with its first words, so that one who gets none loses nothing.
-    made ??= add(draft, from, change, { kind: "written", blend: request.blend });
+    made ??= add(draft, from, change, { kind: "written", blend });
     made.inserted = clean(came);
     // The first receipt comes before all words, so that a text that is stopped has one, too.
     if (receipt) made.receipt = receipt.text ? receipt : { ...receipt, text: came };
@@ -767,9 +795,13 @@ async function write({ another = false, best = false } = {}) {
   paintSoon();
   try {
     const response = await ask("/v1/completions", request, writing.controller.signal);
-    if (best) take((await response.json()).choices[0]);
-    else for await (const { choices } of events(response)) if (isMine() && choices[0]) take(choices[0]);
-    if (isMine()) say(made ? `${number(words(made.inserted))} words written as ${blendName(request.blend)}.` : "The model ends the text here.");
+    const parts = best ? [await response.json()] : events(response);
+    for await (const { choices } of parts) {
+      if (!isMine()) return;
+      if (choices.length) take(choices[0]);
+    }
+    const count = made && number(words(made.inserted));
+    if (isMine()) say(made ? `${count} words written as ${blendName(blend)}.` : ENDED);
   } catch (error) {
     if (isMine()) alarm(error.message);
     page.stale = true;
@@ -840,10 +872,12 @@ async function askNext() {
   stop();
   record();
   if (!(await ready())) return;
-  const { text, draft } = page;
+  const { text } = page;
+  const { mix } = page.draft;
   const at = area.selectionStart;
   const alone = mixed().map((voice) => ({ [voice]: 1 }));
-  const blends = alone.length === 1 && draft.mix[mixed()[0]] === 1 ? alone : [{ ...draft.mix }, ...alone];
+  const isOneVoice = alone.length === 1 && mix[mixed()[0]] === 1;
+  const blends = isOneVoice ? alone : [{ ...mix }, ...alone];
   if (!text.slice(0, at).trim()) {
     say("Put the caret behind some words: the next words are those after it.");
     return;
@@ -864,7 +898,8 @@ async function askNext() {
     ...blends.map((blend, column) => {
       const name = column < blends.length - alone.length ? "The mix" : blendName(blend);
       const lines = alternatives[column].map((word) => choiceLine(word, blend));
-      return element("section", { "aria-label": name }, element("h2", {}, name), element("ol", {}, ...lines));
+      const parts = [element("h2", {}, name), element("ol", {}, ...lines)];
+      return element("section", { "aria-label": name }, ...parts);
     }),
   );
   $("choices").hidden = false;
@@ -874,15 +909,15 @@ async function askNext() {
 function choiceLine({ text, probability }, blend) {
   // A word begins with a blank; what has none goes on with the word before.
   const shown = text.replace(/^ /, "").replace(/\n/g, "\u00b6") || "\u2423";
-  const button = element(
-    "button",
-    { type: "button", onclick: () => choose(text, probability, blend) },
+  const line = button(
+    () => choose(text, probability, blend),
+    {},
     element("span", {}, /^[\s\p{P}]/u.test(text) ? shown : `-${shown}`),
     " ",
     element("span", {}, percent(probability)),
   );
-  button.style.setProperty("--likely", probability);
-  return element("li", {}, button);
+  line.style.setProperty("--likely", probability);
+  return item(line);
 }
 
 /** A branch in which this word comes next, instead of what came there. */
@@ -912,7 +947,7 @@ function closeChoices() {
 /** The text, and behind it a block with its pieces and their receipts. */
 function asMarkdown() {
   record();
-  const pieces = piecesOf(page.draft, page.draft.current).map(({ text, node }) => {
+  const pieces = currentPieces().map(({ text, node }) => {
     const { kind, blend, probability, receipt } = node;
     return { text, kind, blend, probability, receipt };
   });
@@ -934,7 +969,7 @@ function fromMarkdown(content) {
 }
 
 function asPiece({ text, kind, blend, probability, receipt }) {
-  if (typeof text !== "string" || !(Object.hasOwn(KINDS, kind) || kind === "written")) throw new TypeError();
+  if (typeof text !== "string" || !Object.hasOwn(KINDS, kind)) throw new TypeError();
   const piece = { text, kind, blend: asBlend(blend), probability: Number(probability) || undefined };
   if (receipt !== null && typeof receipt === "object") piece.receipt = receipt;
   return piece;
@@ -1010,7 +1045,10 @@ function openDraft(draft) {
     draft.mix = Object.fromEntries(known);
   }
   for (const name of SETTINGS) $(name).value = draft.settings[name] ?? $(name).defaultValue;
-  for (const mark of MARKS) $(`mark-${mark}`).checked = draft.settings[mark] ?? $(`mark-${mark}`).defaultChecked;
+  for (const mark of MARKS) {
+    const box = $(`mark-${mark}`);
+    box.checked = draft.settings[mark] ?? box.defaultChecked;
+  }
   if (page.draft !== draft) {
     unsaved.clear();
     closeChoices();
@@ -1024,7 +1062,8 @@ function openDraft(draft) {
 }
 
 function deleteDraft() {
-  if (!confirm(`Delete \u201c${page.draft.title || "Empty draft"}\u201d with all its branches?`)) return;
+  const title = page.draft.title || "Empty draft";
+  if (!confirm(`Delete \u201c${title}\u201d with all its branches?`)) return;
   stop();
   clearTimeout(saveTimer);
   saveTimer = 0;

@@ -12,6 +12,7 @@ from gothic_jax.commands import conversation as conversation_module
 from gothic_jax.commands import evaluate
 from gothic_jax.commands.chat import main
 from gothic_jax.commands.conversation import Chat, change, converse
+from gothic_jax.commands.index import main as index_main
 from gothic_jax.commands.tokenize import main as tokenize_main
 from gothic_jax.errors import UserError
 from gothic_jax.machine.device import select_device
@@ -665,3 +666,35 @@ def test_an_interactive_prompt_is_answered_first(
     monkeypatch.setattr("builtins.input", lambda _: "/quit")
     assert main(arguments(trained_once, "--interactive", "--prompt", "There are doors")) == 0
     assert capsys.readouterr().out.startswith("There are doors")
+
+
+def test_a_guarded_reply_copies_no_span_and_its_receipt_replays(
+    trained: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_file = str(trained.root / "mixed_train.txt")
+    assert index_main(["--file", train_file]) == 0
+    meta = locate(str(trained.out_dir)).meta
+    known = novelty.load_for(meta.config, meta.train_sha256, train_file)
+    prompt = "There are doors beneath the harbour that"
+    flags = [
+        "--copy-guard",
+        "3",
+        "--train-file",
+        train_file,
+        "--num-samples",
+        "2",
+        "--prompt",
+        prompt,
+        "--temperature",
+        "0.2",
+    ]
+    capsys.readouterr()
+    assert main(arguments(trained, *flags, "--blend", "wilde=0.5,lovecraft=0.5")) == 0
+    shown = capsys.readouterr().out.split("--- 1 of 2 ---\n")[1].split("--- 2 of 2 ---\n")
+    for text in shown:
+        longest = known.words.measure(text.removeprefix("There are doors beneath the harbour"))
+        assert longest.longest is None or longest.longest.words < 3
+    for number, text in enumerate(shown, start=1):
+        receipt = f"{trained.out_dir}/samples.jsonl:{number}"
+        assert main(["--replay", receipt, "--train-file", train_file]) == 0
+        assert capsys.readouterr().out == text

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gothic_jax.commands.chat import main
-from gothic_jax.commands.conversation import rank
 from gothic_jax.measuring.novelty import Novelty, build
+from gothic_jax.writing.ranking import Ranked, best_first
 from tests.common import Workplace
 
 
@@ -96,7 +96,8 @@ def test_the_best_copies_least_and_is_then_nearest_in_style() -> None:
         return Novelty(words, None, [], copied, [])
 
     measured = [novelty(0, 0.0), novelty(9, 0.5), novelty(9, 0.0), novelty(9, 0.0)]
-    assert rank(measured, [0.0, 3.0, -0.5, 0.5]) == [3, 2, 1, 0]
+    samples = map(Ranked, range(4), measured, [0.0, 3.0, -0.5, 0.5])
+    assert [sample.number for sample in best_first([*samples])] == [3, 2, 1, 0]
 
 
 def test_a_text_that_comes_out_otherwise_is_told_with_what_differs(

@@ -8,7 +8,13 @@ from pathlib import Path
 from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
 from gothic_jax.text.voices import complete, one_voice, parse_weights
-from gothic_jax.writing.settings import MAX_SAMPLES, RECEIPTS, Sampling, Settings
+from gothic_jax.writing.settings import (
+    MAX_SAMPLES,
+    RECEIPTS,
+    Sampling,
+    Settings,
+    check_copy_guard,
+)
 
 DEFAULT_PROMPT = "In the shadow of"
 
@@ -53,7 +59,14 @@ def _parser() -> ArgumentParser:
         help="highlight passages of the training works, and measure how much is new",
     )
     parser.add_argument(
-        "--train-file", help="for --novelty and --best-of: where the training text is now"
+        "--copy-guard",
+        type=int,
+        metavar="N",
+        help="write no span of N words that a training work has",
+    )
+    parser.add_argument(
+        "--train-file",
+        help="for --novelty, --best-of, --copy-guard and --replay: where the training text is now",
     )
     parser.add_argument("--interactive", action="store_true", help="a conversation")
     parser.add_argument(
@@ -82,8 +95,11 @@ def main(argv: Sequence[str]) -> int:
         name = "--best-of" if best_of else "--num-samples"
         raise UserError(f"{name} must be from 1 to {MAX_SAMPLES:,}, not {samples}")
     measured = arguments.novelty or best_of
-    if arguments.train_file is not None and not measured:
-        raise UserError("--train-file is for --novelty and --best-of; give one of them")
+    guarded = check_copy_guard(arguments.copy_guard) is not None
+    if arguments.train_file is not None and not (measured or guarded):
+        raise UserError(
+            "--train-file is for --novelty, --best-of and --copy-guard; give one of them"
+        )
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
     blend = one_voice(arguments.voice)
     settings = Settings(sampling, arguments.max_tokens, blend, arguments.seed)
@@ -94,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 
     from gothic_jax.checkpoints.checkpoint import locate
     from gothic_jax.checkpoints.release import gothic_dandy
-    from gothic_jax.commands.conversation import Chat, converse
+    from gothic_jax.commands.conversation import Chat, CopyGuard, converse
     from gothic_jax.machine.compiled import cache_compiled_programs
     from gothic_jax.machine.device import out_of_memory_reported, select_device
     from gothic_jax.machine.environment import warn_of_other_versions
@@ -105,9 +121,9 @@ def main(argv: Sequence[str]) -> int:
     device = select_device(arguments.device)
     checkpoint = locate(arguments.checkpoint) if arguments.checkpoint else gothic_dandy()
     meta = checkpoint.meta
-    index = (
-        novelty.load_for(meta.config, meta.train_sha256, arguments.train_file) if measured else None
-    )
+    index = None
+    if measured or guarded:
+        index = novelty.load_for(meta.config, meta.train_sha256, arguments.train_file)
     with out_of_memory_reported("lower --num-samples, or write with --device cpu"):
         tokenizer = arguments.tokenizer and checkpoint.same_tokenizer(arguments.tokenizer)
         warn_of_other_versions(str(checkpoint), meta.environment)
@@ -122,7 +138,8 @@ def main(argv: Sequence[str]) -> int:
             checkpoint,
             samples=samples,
             best_of=best_of,
-            index=index,
+            index=index if measured else None,
+            copy_guard=CopyGuard(index.words, arguments.copy_guard) if index and guarded else None,
             raw_prompt=arguments.raw_prompt,
         )
         if prompt is not None:
@@ -135,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
 def _replay(argv: Sequence[str], arguments: argparse.Namespace) -> int:
     """`--replay`: what it does and returns is `conversation.replay`'s. Raises UserError."""
     for option in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
-        if option not in ("--replay", "--checkpoint", "--device"):
+        if option not in ("--replay", "--checkpoint", "--device", "--train-file"):
             raise UserError(
                 f"{option} cannot be given with --replay, whose receipt has all settings;"
                 " leave it out"
@@ -145,6 +162,7 @@ def _replay(argv: Sequence[str], arguments: argparse.Namespace) -> int:
     from gothic_jax.commands.conversation import replay
     from gothic_jax.machine.compiled import cache_compiled_programs
     from gothic_jax.machine.device import out_of_memory_reported, select_device
+    from gothic_jax.measuring import novelty
     from gothic_jax.writing import receipts
     from gothic_jax.writing.writer import Writer
 
@@ -157,8 +175,13 @@ def _replay(argv: Sequence[str], arguments: argparse.Namespace) -> int:
             " name it, or another one to write the sample with, with --checkpoint"
         )
     checkpoint = locate(arguments.checkpoint or str(path.parent / str(receipt.iteration)))
+    index = None
+    if receipt.copy_guard is not None:
+        meta = checkpoint.meta
+        loaded = novelty.load_for(meta.config, meta.train_sha256, arguments.train_file)
+        index = loaded.words
     with out_of_memory_reported("write with --device cpu"):
-        return replay(Writer.load(checkpoint, device), checkpoint, receipt)
+        return replay(Writer.load(checkpoint, device), checkpoint, receipt, index)
 
 
 if __name__ == "__main__":

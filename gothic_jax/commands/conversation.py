@@ -1,9 +1,11 @@
 """gothic-chat at the terminal: replies, the conversation and its commands, replays."""
 
+import functools
 import readline
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -21,14 +23,27 @@ from gothic_jax.text.voices import Blend, complete, one_voice, parse_weights
 from gothic_jax.text.works import END_OF_TEXT
 from gothic_jax.writing import receipts
 from gothic_jax.writing.draft import Draft, Origin, State
+from gothic_jax.writing.guard import Guard
+from gothic_jax.writing.ranking import ranked
 from gothic_jax.writing.receipts import Receipt
+from gothic_jax.writing.sample import Piece
 from gothic_jax.writing.settings import Settings
-from gothic_jax.writing.writer import Writer
+from gothic_jax.writing.writer import Writer, whole
 
 CUT = "\u2026"
 """Stands for text that is not shown again."""
+MAX_SLOTS = 32
+"""Samples that are kept from copying are written so many at a time, or their voices."""
 ALTERNATIVES = 10
 """So many tokens of each voice are shown."""
+
+
+class CopyGuard(NamedTuple):
+    """What keeps replies from copying."""
+
+    training: novelty.Index
+    words: int
+    """Of the shortest span that counts."""
 
 
 class Chat:
@@ -42,13 +57,14 @@ class Chat:
         samples: int = 1,
         best_of: bool = False,
         index: novelty.Loaded | None = None,
+        copy_guard: CopyGuard | None = None,
         raw_prompt: bool = False,
     ) -> None:
         """Of a reply's `samples` all are shown, or only the best, for which an index is needed.
         With `raw_prompt` a prompt is read as it is given.
 
         With an index each is shown when it is complete, with what it copied highlighted and
-        measured.
+        measured. With a copy guard none copies a span.
         """
         if best_of and index is None:
             raise ValueError("the best sample is found with an index")
@@ -59,6 +75,7 @@ class Chat:
         self._samples = samples
         self._best_of = best_of
         self._index = index
+        self._copy_guard = copy_guard
         self._raw_prompt = raw_prompt
         # A receipt names a numbered checkpoint, and another program's folder is not ours to fill.
         self._keeps_receipts = not checkpoint.is_foreign
@@ -129,8 +146,7 @@ class Chat:
         if self._samples == 1 and self._index is None:
             texts, numbers = [self._stream(state, shown, ids, settings, seed)], [0]
         else:
-            samples = self.writer.write(ids, settings, self._samples, seed)
-            texts = [sample.text for sample in samples]
+            texts = [sample.text for sample in self._whole(prompt, ids, settings, seed)]
             numbers = [*range(len(texts))]
             if self._best_of:
                 numbers = self._ranked(prompt, texts, settings.blend)[:1]
@@ -153,13 +169,38 @@ class Chat:
         try:
             with wrapped(sys.stdout) as write:
                 write(shown)
-                for (piece,) in self.writer.stream(ids, settings, 1, seed):
+                for (piece,) in self._pieces(state.text, ids, settings, seed):
                     text += piece.text
                     write(piece.text)
         finally:
             self._keep(state, text)  # also what a person who stops it has seen
         print()
         return text
+
+    def _whole(
+        self, prompt: str, ids: Int[np.ndarray, " time"], settings: Settings, seed: int
+    ) -> list[Piece]:
+        if self._copy_guard is None:
+            return self.writer.write(ids, settings, self._samples, seed)
+        return whole(self._pieces(prompt, ids, settings, seed))
+
+    def _pieces(
+        self, prompt: str, ids: Int[np.ndarray, " time"], settings: Settings, seed: int
+    ) -> Iterator[list[Piece]]:
+        if self._copy_guard is None:
+            return self.writer.stream(ids, settings, self._samples, seed)
+        return self.writer.stream_in_slots(
+            ids,
+            settings,
+            range(self._samples),
+            seed,
+            self._slots(settings),
+            guard=functools.partial(Guard, *self._copy_guard, prompt),
+        )
+
+    def _slots(self, settings: Settings) -> int:
+        voices = len(complete(settings.blend, self.writer.voices))
+        return max(voices, min(voices * self._samples, MAX_SLOTS))
 
     def _keep(self, state: State, written: str) -> None:
         if written:
@@ -181,23 +222,15 @@ class Chat:
     def _ranked(self, prompt: str, texts: list[str], blend: Blend) -> list[int]:
         """The samples, best first, shown as a table: least copied, then nearest in style."""
         assert self._index is not None
-        measured = [self._index.words.measure(text) for text in texts]
-        meter = self.writer.meter if len(self.writer.voices) > 1 else None
-        sentences = [meter.sentences(text, prompt) if meter else [] for text in texts]
-        towards = [
-            style.together(leans, text).towards(blend) if leans else 0.0
-            for text, leans in zip(texts, sentences, strict=True)
-        ]
-
-        order = rank(measured, towards)
+        order = ranked(self.writer, self._index.words, prompt, texts, blend)
         print("  sample  words  copied  longest span  style")
-        for number in order:
-            longest = measured[number].longest
+        for number, measured, towards in order:
+            longest = measured.longest
             print(
-                f"{number + 1:>8}{measured[number].words:>7}{measured[number].copied:>8.1%}"
-                f"{0 if longest is None else longest.words:>14}{towards[number]:>+7.2f}"
+                f"{number + 1:>8}{measured.words:>7}{measured.copied:>8.1%}"
+                f"{0 if longest is None else longest.words:>14}{towards:>+7.2f}"
             )
-        return order
+        return [sample.number for sample in order]
 
     def show_style(self) -> None:
         """Prints, for each sentence of the last reply, which voice it leans to."""
@@ -236,6 +269,8 @@ class Chat:
                 iteration=self._checkpoint.iteration,
                 circumstances=facts,
                 given_prompt=None if given == prompt else given,
+                slots=self._slots(settings) if self._copy_guard else None,
+                copy_guard=self._copy_guard and self._copy_guard.words,
             )
             for number, text in shown.items()
         ]
@@ -315,24 +350,32 @@ def _print_wrapped(text: str) -> None:
     print()
 
 
-def rank(measured: Sequence[novelty.Novelty], towards: Sequence[float]) -> list[int]:
-    """The samples, best first: those that copy least, and among them the nearest in style."""
+def replay(
+    writer: Writer, checkpoint: Checkpoint, receipt: Receipt, index: novelty.Index | None
+) -> int:
+    """Writes a receipt's sample again; 0 if it is the same text, 1 if not.
 
-    def key(number: int) -> tuple[bool, float, float]:
-        # An empty text copies nothing, and is the worst.
-        return measured[number].words == 0, measured[number].copied, -towards[number]
-
-    return sorted(range(len(measured)), key=key)
-
-
-def replay(writer: Writer, checkpoint: Checkpoint, receipt: Receipt) -> int:
-    """Writes a receipt's sample again; 0 if it is the same text, 1 if not."""
+    The index of the training text is needed where the sample was kept from copying.
+    """
     settings = Settings(receipt.sampling, receipt.max_tokens, receipt.blend, receipt.seed)
     settings.validate()
     ids = writer.encode(receipt.prompt)
-    text = writer.write(ids, settings, receipt.samples, receipt.seed)[receipt.sample - 1].text
+    if receipt.slots is None:
+        samples = writer.write(ids, settings, receipt.samples, receipt.seed, receipt.stop)
+        text = samples[receipt.sample - 1].text
+    else:
+        guard = None
+        if receipt.copy_guard is not None and index is not None:
+            guard = functools.partial(Guard, index, receipt.copy_guard, receipt.prompt)
+        pieces = writer.stream_in_slots(
+            ids, settings, [receipt.sample - 1], receipt.seed, receipt.slots, receipt.stop, guard
+        )
+        ((text, _),) = whole(pieces)
+    same = text == receipt.text
+    if receipt.text and text.startswith(receipt.text) and receipt.slots is not None:
+        same, text = True, receipt.text  # it was stopped there
     _print_wrapped(receipt.prompt + text)
-    if text == receipt.text:
+    if same:
         print("the same text as in the receipt", file=sys.stderr)
         return 0
     differing = environment.differences(receipt.circumstances, receipts.circumstances(checkpoint))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.errors import UserError
-from gothic_jax.writing.settings import MAX_GUARDED, MIN_GUARDED, RECEIPTS
+from gothic_jax.writing.settings import RECEIPTS, check_copy_guard
 
 MAX_SLOTS = 1024
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -74,9 +74,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if not 1 <= arguments.slots <= MAX_SLOTS:
         raise UserError(f"--slots must be from 1 to {MAX_SLOTS:,}, not {arguments.slots}")
-    guard = arguments.copy_guard
-    if guard is not None and not MIN_GUARDED <= guard <= MAX_GUARDED:
-        raise UserError(f"--copy-guard must be from {MIN_GUARDED} to {MAX_GUARDED}, not {guard}")
+    check_copy_guard(arguments.copy_guard)
     key = _key(arguments)
     with _listen(arguments.host, arguments.port) as listening:
         return 128 + _serve(arguments, key, listening)

@@ -28,5 +28,9 @@ def ranked(
         leans = meter.sentences(text, prompt) if meter else []
         towards = style.together(leans, text).towards(blend) if leans else 0.0
         samples.append(Ranked(number, index.measure(text), towards))
-    # An empty text copies nothing, and is the worst.
+    return best_first(samples)
+
+
+def best_first(samples: Sequence[Ranked]) -> list[Ranked]:
+    """Those that copy least, and among them the nearest in style; an empty text is the last."""
     return sorted(samples, key=lambda s: (s.novelty.words == 0, s.novelty.copied, -s.towards))

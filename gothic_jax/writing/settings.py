@@ -16,6 +16,13 @@ MAX_TEMPERATURE = 1000
 """At larger ones all tokens are equally likely, and an f32 overflows at 1e38."""
 
 
+def check_copy_guard(words: int | None) -> int | None:
+    """The same number; raises UserError where a copy guard cannot have it."""
+    if words is not None and not MIN_GUARDED <= words <= MAX_GUARDED:
+        raise UserError(f"--copy-guard must be from {MIN_GUARDED} to {MAX_GUARDED}, not {words}")
+    return words
+
+
 class Sampling(NamedTuple):
     """How the next token is drawn."""
 

@@ -3,7 +3,7 @@
 It knows nothing of terminals and files; whoever shows, serves or measures text calls it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import jax
@@ -177,5 +177,10 @@ class Writer:
         stop: Sequence[str] = (),
     ) -> list[Piece]:
         """The whole samples that `stream` yields piece by piece."""
-        streamed = zip(*self.stream(prompt, settings, samples, seed, stop), strict=True)
-        return [Piece("".join(p.text for p in each), each[-1].ending) for each in streamed]
+        return whole(self.stream(prompt, settings, samples, seed, stop))
+
+
+def whole(pieces: Iterable[list[Piece]]) -> list[Piece]:
+    """Samples that come piece by piece, as one piece each."""
+    streamed = zip(*pieces, strict=True)
+    return [Piece("".join(piece.text for piece in each), each[-1].ending) for each in streamed]

@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.cases import Case, Decode, Dtype, Model, Train
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("train", "decode", "pipeline", "starts", "growth")
+PARTS = ("train", "decode", "serve", "pipeline", "starts", "growth")
 OURS = "gothic_jax"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "xllamacpp")
 ROUNDS = 5
@@ -297,6 +297,23 @@ def starts(device: str, rounds: int) -> list[Row]:
     return [Row("starts", OURS, *figure) for figure in measure(device, rounds)]
 
 
+def serve(device: str, rounds: int) -> Iterator[list[Row]]:
+    """The server beside llama.cpp's, at several numbers of requests."""
+    from benchmarks.serving import OURS as SERVER
+    from benchmarks.serving import measure
+
+    for requests, figures in measure(device, rounds):
+        speeds = {system: value for system, metric, value, _ in figures if metric == "speed"}
+        rows = []
+        for system, metric, value, unit in figures:
+            ratio = None
+            if system != SERVER and metric == "speed":
+                ratio = speeds[SERVER] / value
+            note = "" if ratio is None else f"{SERVER} has {ratio:.2f} of it"
+            rows.append(Row(f"serve, {requests} requests", system, metric, value, unit, note=note))
+        yield rows
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown: a table of speeds, one of growth, one of the rest."""
     lines = [
@@ -304,7 +321,8 @@ def table(rows: Sequence[Row]) -> str:
         "| first call | peak memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in (row for row in rows if row.metric == "speed"):
+    served = [row for row in rows if row.case.startswith("serve")]
+    for row in (row for row in rows if row.metric == "speed" and row not in served):
         details = {r.metric: r for r in rows if (r.case, r.system) == (row.case, row.system)}
 
         def listed(metric: str, form: str = ",.0f", details: dict[str, Row] = details) -> str:
@@ -318,6 +336,12 @@ def table(rows: Sequence[Row]) -> str:
             f"| {row.case} | {row.system} | {speed} | {ratio} | {waits} | {listed('MFU', '.1f')} "
             f"| {listed('first call', '.1f')} | {listed('peak memory')} |"
         )
+    if served:
+        lines += ["", "| case | system | | | |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {r.case} | {r.system} | {r.metric} | {r.value:,.0f} {r.unit} | {r.note} |"
+            for r in served
+        ]
     others = [row for row in rows if row.case.startswith(("pipeline", "starts", "growth"))]
     if others:
         lines += ["", "| case | | |", "|---|---|---|"]
@@ -416,6 +440,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(results.add(growth(device, on_gpu, max(2, arguments.rounds // 2))), flush=True)
     if "pipeline" in parts:
         print(results.add(pipeline(device, on_gpu)), flush=True)
+    if "serve" in parts:
+        for rows in serve(device, arguments.rounds):
+            print(results.add(rows), flush=True)
     if "starts" in parts:
         print(results.add(starts(device, arguments.rounds)), flush=True)
 

@@ -134,9 +134,10 @@ def test_log_probabilities_are_of_the_token_and_the_likeliest(tokenizer: Tokeniz
     engine = Engine(slots_of("gemma"), tokenizer)
     out: list[Written] = []
     settings = Settings(Sampling(temperature=0), 20, {"wilde": 0.5, "lovecraft": 0.5}, None)
-    run(engine, [Text(np.array([300], np.int32), settings, 1, out.append)])
+    run(engine, [Text(np.array([300], np.int32), settings, 1, out.append, likeliest=5)])
     for scored in (scored for written in out for scored in written.tokens):
         likeliest, log_probabilities = zip(*scored.likeliest, strict=True)
+        assert len(likeliest) == 5
         assert scored.token == likeliest[0]
         assert scored.log_probability == log_probabilities[0]
         assert list(log_probabilities) == sorted(log_probabilities, reverse=True)

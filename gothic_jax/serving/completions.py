@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gothic_jax.errors import UserError
 from gothic_jax.model.shape import INTEGER_LIMIT
-from gothic_jax.serving.gate import read_body
+from gothic_jax.serving.gate import read_body, unless_gone
 from gothic_jax.serving.requests import Request, RequestError, parse
 from gothic_jax.serving.responses import (
     DONE,
@@ -38,8 +38,8 @@ from gothic_jax.writing.writer import Writer
 
 MAX_WAITING = 256
 """Texts that wait for a slot; a request beyond them is told to come again."""
-
-T = TypeVar("T")
+MAX_RANKED = 10_000
+"""Characters at the end of a prompt that ranking reads; the model reads fewer."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ async def complete(service: Service, http: HttpRequest, *, chat: bool) -> Respon
         events = _events(service, request, head, choices, prompt_tokens, news_of_texts)
         return StreamingResponse(events, media_type="text/event-stream")
     whole = _whole(service, request, head, choices, prompt_tokens, news_of_texts)
-    return JSONResponse(await _unless_gone(http, whole))
+    return JSONResponse(await unless_gone(http, whole))
 
 
 async def _choices(
@@ -120,8 +120,10 @@ async def _choices(
         return deliver
 
     for prompt in request.prompts:
-        given, tokens, is_text = _read_prompt(writer, prompt, raw=request.raw_prompt)
-        read = given if request.raw_prompt else fit_prompt(given, writer.tokenizer.knows)
+        # A long one takes a second, in which the others go on.
+        given, read, tokens, is_text = await asyncio.to_thread(
+            _read_prompt, writer, prompt, raw=request.raw_prompt
+        )
         prompt_tokens += len(tokens)
         echo = await _scored(service, request, tokens) if request.echo else None
         for number in range(request.best_of):
@@ -136,6 +138,7 @@ async def _choices(
                 number,
                 request.stop,
                 guard,
+                request.likeliest or 0,
             )
             receipt = Receipt(
                 text="",
@@ -155,24 +158,24 @@ async def _choices(
             )
             logprobs = None
             if request.likeliest is not None:
-                logprobs = LogProbs(writer.tokenizer, request.likeliest, chat=request.chat)
+                logprobs = LogProbs(writer.tokenizer, chat=request.chat)
             choices.append(Choice(text, receipt if is_text else None, given, logprobs, echo))
     return choices, prompt_tokens
 
 
 def _read_prompt(
     writer: Writer, prompt: str | list[int], *, raw: bool
-) -> tuple[str, Int[np.ndarray, " time"], bool]:
-    """A prompt as text and as tokens, and whether the tokens are those of the text."""
+) -> tuple[str, str, Int[np.ndarray, " time"], bool]:
+    """A prompt as it was given, as it is read, as tokens, and whether these are those of the text."""
     if isinstance(prompt, str):
         read = prompt if raw else fit_prompt(prompt, writer.tokenizer.knows)
-        return prompt, writer.encode(read), True
+        return prompt, read, writer.encode(read), True
     if not prompt:
         raise UserError("the prompt is empty; give some tokens to continue from")
     text, tokens = writer.tokenizer.decode(prompt), np.array(prompt, np.int32)
     fitted = fit_prompt(text, writer.tokenizer.knows)
     again = writer.tokenizer.encode(fitted)
-    return text, tokens, bool(np.array_equal(again, tokens))
+    return text, text if raw else fitted, tokens, bool(np.array_equal(again, tokens))
 
 
 async def _scored(
@@ -193,8 +196,7 @@ async def _scored(
             for token, row, likeliest in zip(tokens.tolist(), rows, order, strict=True)
         ]
 
-    async with service.measuring:
-        return await asyncio.to_thread(score)
+    return await service.measure(score)
 
 
 async def _news(
@@ -320,13 +322,12 @@ async def _best(service: Service, request: Request, choices: Sequence[Choice]) -
         shown = []
         for start in range(0, len(choices), request.best_of):
             group = choices[start : start + request.best_of]
-            prompt, texts = group[0].given, [one.written for one in group]
+            prompt, texts = group[0].given[-MAX_RANKED:], [one.written for one in group]
             order = ranked(service.writer, index.words, prompt, texts, request.settings.blend)
             shown += [start + one.number for one in order[: request.n]]
         return shown
 
-    async with service.measuring:
-        return await asyncio.to_thread(best)
+    return await service.measure(best)
 
 
 def _keep(service: Service, choices: Sequence[Choice]) -> None:
@@ -336,22 +337,3 @@ def _keep(service: Service, choices: Sequence[Choice]) -> None:
             replace(one.receipt, text=one.written) for one in choices if one.receipt is not None
         ]
         receipts.append(service.checkpoint.run, signed)
-
-
-async def _unless_gone(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, which ends when the client goes away."""
-
-    async def gone() -> None:
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
-
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise RequestError("the client has gone")
-        return task.result()
-    finally:
-        for each in (task, leaving):
-            each.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)

@@ -49,10 +49,9 @@ def event(data: dict[str, Any]) -> bytes:
 class LogProbs:
     """Log-probabilities of a text's tokens, in the shape of completions or of chat."""
 
-    def __init__(self, tokenizer: Tokenizer, likeliest: int, *, chat: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, chat: bool) -> None:
         self._bytes = tokenizer.token_bytes
         self._special = {index: text for text, index in tokenizer.special_tokens.items()}
-        self._likeliest = likeliest
         self._chat = chat
         self._before = b""
 
@@ -68,7 +67,7 @@ class LogProbs:
         return {
             "content": [
                 one(scored.token, scored.log_probability)
-                | {"top_logprobs": [one(*other) for other in scored.likeliest[: self._likeliest]]}
+                | {"top_logprobs": [one(*other) for other in scored.likeliest]}
                 for scored in tokens
             ],
             "refusal": None,
@@ -83,8 +82,7 @@ class LogProbs:
             "tokens": [self._text(scored.token) for scored in tokens],
             "token_logprobs": [scored.log_probability for scored in tokens],
             "top_logprobs": [
-                {self._text(token): value for token, value in scored.likeliest[: self._likeliest]}
-                for scored in tokens
+                {self._text(token): value for token, value in scored.likeliest} for scored in tokens
             ],
             "text_offset": offsets,
         }

@@ -31,7 +31,7 @@ class ScoredToken(NamedTuple):
     log_probability: float
     """In nats, by the unfiltered blend of the voices."""
     likeliest: list[tuple[int, float]]
-    """The likeliest tokens at its place, likeliest first."""
+    """The likeliest tokens at its place, likeliest first, as many as the text asks for."""
 
 
 class Written(NamedTuple):
@@ -55,6 +55,8 @@ class Text:
     """Which of the texts of a seed it is: that one's random numbers are drawn."""
     stop: Sequence[str] = ()
     guard: Guard | None = None
+    likeliest: int = 0
+    """How many of the likeliest tokens are reported at each place; MAX_LIKELIEST at most."""
     cancelled: bool = False
     """Set by whoever no longer wants it: it is then not delivered any more, and its slots are
     free after the chunk under way."""
@@ -208,8 +210,8 @@ class _Place:
         del self._scores[now:]
         for i in range(now - before):
             likeliest = zip(
-                drawn.likeliest[text, i].tolist(),
-                drawn.likeliest_log_probabilities[text, i].tolist(),
+                drawn.likeliest[text, i, : self.text.likeliest].tolist(),
+                drawn.likeliest_log_probabilities[text, i, : self.text.likeliest].tolist(),
                 strict=True,
             )
             score = float(drawn.log_probabilities[text, i])

@@ -63,7 +63,7 @@ def build(service: Service, allowed: Allowed) -> Starlette:
         )
 
     texts, chats = (functools.partial(complete, chat=chat) for chat in (False, True))
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, page(path)) for path in PAGE),
             Route("/health", answered(_health)),
@@ -78,11 +78,19 @@ def build(service: Service, allowed: Allowed) -> Starlette:
         middleware=[Middleware(Gate, allowed)],
         exception_handlers={HTTPException: refused, 500: refused},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _health(service: Service, _: HttpRequest) -> Response:
-    status = "error" if service.thread.failed else "ok"
-    return JSONResponse({"status": status}, 503 if service.thread.failed else 200)
+    engine, failed = service.thread.engine, service.thread.failed
+    content = {
+        "status": "error" if failed else "ok",
+        "slots": service.slots,
+        "free": engine.free,
+        "waiting": engine.waiting,
+    }
+    return JSONResponse(content, 503 if failed else 200)
 
 
 def _model_names(service: Service) -> list[str]:

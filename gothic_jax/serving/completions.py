@@ -166,7 +166,7 @@ async def _choices(
 def _read_prompt(
     writer: Writer, prompt: str | list[int], *, raw: bool
 ) -> tuple[str, str, Int[np.ndarray, " time"], bool]:
-    """A prompt as it was given, as it is read, as tokens, and whether these are those of the text."""
+    """A prompt as given, as read, as tokens, and whether these are the tokens of what is read."""
     if isinstance(prompt, str):
         read = prompt if raw else fit_prompt(prompt, writer.tokenizer.knows)
         return prompt, read, writer.encode(read), True

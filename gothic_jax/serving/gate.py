@@ -7,12 +7,11 @@ come from the server's own page or from nobody's, and be JSON, which no form can
 
 import asyncio
 import base64
-import binascii
 import hmac
 import json
-from collections.abc import Mapping
-from typing import NamedTuple
-from urllib.parse import urlsplit
+import re
+from collections.abc import Coroutine, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -22,8 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gothic_jax.serving.requests import RequestError
 
+T = TypeVar("T")
+
 MAX_BODY = 2**20
 BODY_SECONDS = 10.0
+RETRY_SECONDS = "2"
+"""After which a client that there was no room for may come again."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
     " img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -64,9 +67,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
+        origin = _only(headers, "origin")
         shared = {
-            "access-control-allow-origin": origin or "",
+            "access-control-allow-origin": origin,
             "access-control-allow-headers": "authorization, content-type",
             "access-control-allow-methods": "GET, POST",
             "vary": "origin",
@@ -86,7 +89,7 @@ class Gate:
         try:
             self._check_host(headers)
             self._check_origin(headers)
-            if scope["method"] == "OPTIONS":
+            if scope["method"] == "OPTIONS" and "origin" in headers:
                 return Response(status_code=204)
             self._check_key(scope["path"], headers)
             if scope["method"] == "POST":
@@ -96,12 +99,7 @@ class Gate:
         return None
 
     def _check_host(self, headers: Headers) -> None:
-        hosts = headers.getlist("host")
-        try:
-            name = urlsplit(f"//{hosts[0]}").hostname if len(hosts) == 1 else None
-        except ValueError:
-            name = None
-        if name not in self._allowed.hosts:
+        if _name(_only(headers, "host")) not in self._allowed.hosts:
             raise RequestError(
                 "this server does not answer under this host name; start it with --allow-host NAME",
                 status=403,
@@ -109,9 +107,9 @@ class Gate:
             )
 
     def _check_origin(self, headers: Headers) -> None:
-        origins = headers.getlist("origin")
         own = f"http://{headers.get('host', '').lower()}"
-        if any(origin not in {own, *self._allowed.origins} for origin in origins):
+        allowed = {own, *self._allowed.origins}
+        if "origin" in headers and _only(headers, "origin") not in allowed:
             raise RequestError(
                 "pages of other sites may not ask this server; start it with --allow-origin ORIGIN",
                 status=403,
@@ -121,7 +119,7 @@ class Gate:
     def _check_key(self, path: str, headers: Headers) -> None:
         if self._allowed.key is None or path == "/health":
             return
-        given = _key(headers.get("authorization", ""))
+        given = _key(_only(headers, "authorization"))
         # Compared in constant time: how long it takes does not tell how much was right.
         if not hmac.compare_digest(given.encode(), self._allowed.key.encode()):
             raise RequestError(
@@ -131,6 +129,20 @@ class Gate:
             )
 
 
+def _only(headers: Headers, name: str) -> str:
+    """A header that is there once; otherwise, what nothing is allowed to be."""
+    values = headers.getlist(name)
+    return values[0] if len(values) == 1 else ""
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without port; None where there is more in it."""
+    if (found := re.fullmatch(r"(\[.*\]|[^:]*)(?::[0-9]{1,5})?", host)) is None:
+        return None
+    name = found[1].lower()
+    return name[1:-1] if ":" in name else name
+
+
 def _key(authorization: str) -> str:
     """The key of a header: as clients of the endpoint send it, or as a browser that has asked for a
     password does."""
@@ -138,13 +150,13 @@ def _key(authorization: str) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return ""
     return value.strip() if scheme.lower() == "bearer" else ""
 
 
 def _check_type(headers: Headers) -> None:
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if _only(headers, "content-type").partition(";")[0].strip().lower() != "application/json":
         raise RequestError("the body must be sent as application/json", status=415)
     if "content-encoding" in headers:
         raise RequestError("the body must not be compressed", status=415)
@@ -154,7 +166,7 @@ def error_response(error: RequestError, *, page: bool = False) -> Response:
     """The response to a request that is refused; a `page` makes the browser ask for the key."""
     headers: Mapping[str, str] = {}
     if error.status in (429, 503):
-        headers = {"retry-after": "2"}
+        headers = {"retry-after": RETRY_SECONDS}
     elif error.status == 401:
         headers = {"www-authenticate": 'Basic realm="gothic-serve"' if page else "Bearer"}
     return JSONResponse(error.as_dict(), error.status, headers)
@@ -164,9 +176,10 @@ def raw_error(error: RequestError) -> bytes:
     """The same as the bytes of an HTTP/1.1 response, where no request could be read."""
     body = json.dumps(error.as_dict()).encode()
     phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status]
+    later = f"retry-after: {RETRY_SECONDS}\r\n" if error.status == 503 else ""
     return (
         f"HTTP/1.1 {error.status} {phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n{later}\r\n"
     ).encode() + body
 
 
@@ -184,3 +197,22 @@ async def read_body(request: HttpRequest) -> bytes:
     except ClientDisconnect as error:
         raise RequestError("the client has gone", status=400) from error
     return bytes(body)
+
+
+async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """The result of some work, which ends when the client goes away."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError("the client has gone")
+        return task.result()
+    finally:
+        for each in (task, leaving):
+            each.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)

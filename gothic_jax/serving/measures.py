@@ -1,6 +1,6 @@
 """What the page asks besides: what could come next, and what a text is made of."""
 
-import asyncio
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from gothic_jax.errors import UserError
 from gothic_jax.measuring.novelty import Span, find_words
-from gothic_jax.serving.gate import read_body
+from gothic_jax.serving.gate import read_body, unless_gone
 from gothic_jax.serving.requests import Fields, RequestError, checked_blend, parse_object
 from gothic_jax.serving.service import MAX_MEASURED, Service
 
@@ -29,8 +29,7 @@ async def alternatives(service: Service, http: HttpRequest) -> Response:
         predicted = service.writer.predictions.next_tokens(text, blends, n)
         return [[one._asdict() for one in each] for each in predicted]
 
-    async with service.measuring:
-        return JSONResponse({"alternatives": await asyncio.to_thread(predict)})
+    return JSONResponse({"alternatives": await unless_gone(http, service.measure(predict))})
 
 
 async def measure(service: Service, http: HttpRequest) -> Response:
@@ -47,8 +46,8 @@ async def measure(service: Service, http: HttpRequest) -> Response:
         or not all(isinstance(voice, str) and voice in known for voice in voices)
     ):
         raise RequestError(f"voices must be names of voices: {', '.join(known)}", param="voices")
-    async with service.measuring:
-        return JSONResponse(await asyncio.to_thread(_measured, service, text, {*voices}))
+    measured = functools.partial(_measured, service, text, {*voices})
+    return JSONResponse(await unless_gone(http, service.measure(measured)))
 
 
 def _measured(service: Service, text: str, voices: set[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The fields are those of https://platform.openai.com/docs/api-reference, with `vo
 `top_k`, `raw_prompt` and `copy_guard` besides.
 """
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -166,7 +167,9 @@ class Fields:
     """
 
     def __init__(self, values: Mapping[str, Any], known: Collection[str]) -> None:
-        """Raises RequestError for a field that is neither known nor IGNORED."""
+        """Raises RequestError for a field that is neither known nor IGNORED, or no Unicode."""
+        for name, value in values.items():
+            _check_unicode(name, value)
         self._values = {name: value for name, value in values.items() if value is not None}
         self.ignored = [name for name in self._values if name in IGNORED]
         if unknown := [name for name in self._values if name not in known and name not in IGNORED]:
@@ -210,6 +213,19 @@ class Fields:
     def blend(self, name: str, voices: Collection[str]) -> Blend:
         """Weights by voice: an object, or a string as `--blend` takes it."""
         return checked_blend(self._values.get(name), name, voices)
+
+
+def _check_unicode(name: str, value: Any) -> None:
+    """Raises RequestError where there are lone surrogates, which no answer could repeat."""
+    try:
+        json.dumps([name, value], ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        shown = name.encode(errors="replace").decode()[:60]
+        raise RequestError(
+            f"{shown} is not valid Unicode; leave out lone surrogates", param=shown
+        ) from error
 
 
 def checked_blend(value: Any, name: str, voices: Collection[str]) -> Blend:

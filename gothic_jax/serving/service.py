@@ -1,7 +1,9 @@
 """A model that is served, and what its answers share."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.measuring.novelty import Loaded
@@ -9,6 +11,8 @@ from gothic_jax.serving.requests import Model
 from gothic_jax.writing import receipts
 from gothic_jax.writing.engine import EngineThread
 from gothic_jax.writing.writer import Writer
+
+T = TypeVar("T")
 
 MAX_MEASURED = 100_000
 """Characters of a text that is measured."""
@@ -27,12 +31,24 @@ class Service:
     keeps_receipts: bool
     thread: EngineThread = field(init=False)
     circumstances: dict[str, str] = field(init=False)
-    measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Measuring is slow, and one at a time leaves the writing its share of the processor."""
+    _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.thread = EngineThread(self.writer.engine(self.slots))
         self.circumstances = receipts.circumstances(self.checkpoint)
+
+    async def measure(self, work: Callable[[], T]) -> T:
+        """The result of some work in a thread.
+
+        It is slow, and one at a time leaves the writing its share of the processor. Who has gone
+        while it waited has none done; what has begun is alone until its end.
+        """
+        async with self._measuring:
+            begun = asyncio.ensure_future(asyncio.to_thread(work))
+            try:
+                return await asyncio.shield(begun)
+            finally:
+                await asyncio.wait({begun})
 
     @property
     def model(self) -> Model:

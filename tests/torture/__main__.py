@@ -17,7 +17,7 @@ import jax
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
-from tests.torture import damage, inputs, kills, numbers
+from tests.torture import damage, inputs, kills, numbers, server
 from tests.torture.world import Figure, faults_library
 
 HEAD = """| | what | failures | 95% bound of the rate | |
@@ -28,7 +28,7 @@ def main() -> int:
     """Runs the tortures; 1 if any figure has a failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the full counts")
-    parser.add_argument("--only", default="", help="some of R1, R2, ..., S3, with commas")
+    parser.add_argument("--only", default="", help="some of R1, R2, ..., S9, with commas")
     parser.add_argument("--output", type=Path, help="a file for the table as well")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -69,6 +69,12 @@ def main() -> int:
             ("S2", lambda: inputs.settings(workplace, count(5000))),
             ("S2", lambda: inputs.texts(workplace, count(5000), long=True)),
             ("S3", lambda: damage.hostile_folders(workplace, every=1, timed=True)),
+            ("S5", lambda: server.strangers(workplace, count(200))),
+            ("S6", lambda: server.broken_requests(workplace, count(10_000))),
+            ("S7", lambda: server.slow_clients(workplace, count(200))),
+            ("S7", lambda: server.many_requests(workplace, count(10_000))),
+            ("S8", lambda: server.scripts(workplace, count(len(server.PAYLOADS)))),
+            ("S9", lambda: server.keys(workplace, count(200))),
         ]  # fmt: skip
         chosen = arguments.only.split(",") if arguments.only else [number for number, _ in tortures]
         table = [HEAD]

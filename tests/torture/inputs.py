@@ -42,10 +42,10 @@ HOSTILE: list[Any] = [
 ]  # fmt: skip
 
 
-def mutated(content: bytes, rng: random.Random) -> bytes:
-    """A tokenizer file with one to three changes: of bytes, or of values in its JSON."""
+def mutated(content: bytes, rng: random.Random, hostile: list[Any] = HOSTILE) -> bytes:
+    """A JSON text with one to three changes: of bytes, or of values, to hostile ones."""
     for _ in range(rng.randint(1, 3)):
-        if rng.random() < 0.4:
+        if content and rng.random() < 0.4:
             changed = bytearray(content)
             at = rng.randrange(len(changed))
             match rng.randrange(4):
@@ -79,7 +79,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
                 other = rng.choice([*value])
                 parent[key] = value[other]
             case _:
-                parent[key] = rng.choice(HOSTILE)
+                parent[key] = rng.choice(hostile)
         try:
             content = json.dumps(value).encode("utf-8", "surrogatepass")
         except (ValueError, RecursionError):

@@ -69,7 +69,7 @@ def main() -> int:
             ("S2", lambda: inputs.settings(workplace, count(5000))),
             ("S2", lambda: inputs.texts(workplace, count(5000), long=True)),
             ("S3", lambda: damage.hostile_folders(workplace, every=1, timed=True)),
-            ("S5", lambda: server.strangers(workplace, count(200))),
+            ("S5", lambda: server.strangers(workplace, count(770))),
             ("S6", lambda: server.broken_requests(workplace, count(10_000))),
             ("S7", lambda: server.slow_clients(workplace, count(200))),
             ("S7", lambda: server.many_requests(workplace, count(10_000))),

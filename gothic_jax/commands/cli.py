@@ -19,7 +19,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_switch = action.nargs == 0
-        if is_switch or action.default is None or "default:" in (action.help or ""):
+        if is_switch or action.default in (None, []) or "default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 

@@ -82,11 +82,19 @@ def draw(
     candidates: int,
 ) -> Int[Array, " batch"]:
     """One token a row, drawn with that row's key from its `candidates` likeliest."""
-    top, indices = jax.lax.top_k(logits, candidates)
-    filtered = filter_logits(top, *settings)
-    choice = jax.vmap(jax.random.categorical)(keys, filtered)
+    return draw_from(*jax.lax.top_k(logits, candidates), keys, settings)
+
+
+def draw_from(
+    top: Float[Array, "batch candidate"],
+    tokens: Int[Array, "batch candidate"],
+    keys: Key[Array, " batch"],
+    settings: Filter,
+) -> Int[Array, " batch"]:
+    """One token a row, drawn with that row's key, of these with their logits in falling order."""
+    choice = jax.vmap(jax.random.categorical)(keys, filter_logits(top, *settings))
     choice = jnp.where(settings.temperature == 0, 0, choice)
-    return jnp.take_along_axis(indices, choice[:, None], axis=1)[:, 0]
+    return jnp.take_along_axis(tokens, choice[:, None], axis=1)[:, 0]
 
 
 def candidates_for(top_k: int, vocab_size: int) -> int:

@@ -23,13 +23,16 @@ from gothic_jax.writing.sampler import (
     cache_dtype,
     candidates_for,
     draw,
+    draw_from,
 )
 from gothic_jax.writing.settings import Sampling
 
+SHORT_CHUNK = 16
+"""Prompt tokens of a call that reads the end of a prompt, or a short one."""
 MAX_VOICES = 8
 """In the blend of a text, `any` included."""
 MAX_LIKELIEST = 20
-"""Likeliest tokens reported at each place; as many as OpenAI's endpoint gives."""
+"""Likeliest tokens that a text may ask for at each place; as many as OpenAI's endpoint gives."""
 
 
 class Texts(NamedTuple):
@@ -77,6 +80,9 @@ class Slots:
         self._params = streamed_params(params, dtype)
         block = -(-config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
         self._caches = self._empty_caches(slots, block + DECODE_CHUNK)
+        # Contexts are read here, and then put into their slot: a program that both read from the
+        # caches and wrote to them would copy all of them.
+        self._one = self._empty_caches(1, block + DECODE_CHUNK)
         self._last = np.zeros(slots, np.int32)
         self._start = np.zeros(slots, np.int32)
         self._text_of = np.arange(slots, dtype=np.int32)
@@ -94,6 +100,7 @@ class Slots:
             banned=np.zeros((slots, config.vocab_size), bool),
         )
         self._read = jax.jit(self._read_chunk, donate_argnums=(1,))
+        self._put = jax.jit(_put_one, donate_argnums=(0,))
         self._advance = jax.jit(self._advance_chunk, donate_argnums=(1,))
 
     def occupy(
@@ -115,16 +122,16 @@ class Slots:
     def read(self, slot: int, context: Int[np.ndarray, " time"]) -> None:
         """Reads a context of at most a block, its last token excepted, which `advance` reads."""
         length = len(context) - 1
-        padded = np.zeros((1, -(-length // PREFILL_CHUNK) * PREFILL_CHUNK), np.int32)
-        padded[0, :length] = context[:-1]
-        for start in range(0, length, PREFILL_CHUNK):
-            self._caches = self._read(
-                self._params,
-                self._caches,
-                padded[:, start : start + PREFILL_CHUNK],
-                np.int32(slot),
-                np.int32(start),
-            )
+        start = 0
+        while start < length:
+            few = length - start <= PREFILL_CHUNK - SHORT_CHUNK
+            size = SHORT_CHUNK if few else PREFILL_CHUNK
+            chunk = np.zeros((1, size), np.int32)
+            part = context[start : min(start + size, length)]
+            chunk[0, : len(part)] = part
+            self._one = self._read(self._params, self._one, chunk, np.int32(start))
+            start += size
+        self._caches = self._put(self._caches, self._one, np.int32(slot))
         self.go_on(slot, int(context[-1]), length)
 
     def go_on(self, slot: int, last: int, position: int) -> None:
@@ -165,16 +172,11 @@ class Slots:
         params: Params,
         caches: list[KVCache],
         tokens: Int[Array, "1 chunk"],
-        slot: Int[Array, ""],
         start: Int[Array, ""],
     ) -> list[KVCache]:
-        past = [
-            KVCache(*(jax.lax.dynamic_slice_in_dim(part, slot, 1) for part in cache))
-            for cache in caches
-        ]
-        recent = self._empty_caches(1, PREFILL_CHUNK)
-        _, recent = self._model(params).extend(tokens, past, start, recent, 0)
-        return [_write(cache, new, slot, start) for cache, new in zip(caches, recent, strict=True)]
+        recent = self._empty_caches(*tokens.shape)
+        _, recent = self._model(params).extend(tokens, caches, start, recent, 0)
+        return [cache.write(new, start) for cache, new in zip(caches, recent, strict=True)]
 
     def _advance_chunk(
         self,
@@ -198,7 +200,9 @@ class Slots:
             logits = _blended(model.logits(hidden[:, 0]), texts.voices, texts.weights)
             allowed = jnp.where(texts.banned & (i == 0), -jnp.inf, logits)
             step_keys = jax.vmap(jax.random.fold_in)(keys, texts.written + i)
-            token = draw(allowed, step_keys, settings, few)
+            # All of them are returned: for a slice of them, XLA would sort the whole vocabulary.
+            top, likeliest = jax.lax.top_k(allowed, few)
+            token = draw_from(top, likeliest, step_keys, settings)
             token = jax.lax.cond(
                 texts.from_all.any(),
                 lambda: jnp.where(
@@ -207,7 +211,6 @@ class Slots:
                 lambda: token,
             )
             total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-            top, likeliest = jax.lax.top_k(logits, min(MAX_LIKELIEST, few))
             chosen = jnp.take_along_axis(logits, token[:, None], axis=1)
             drawn = Drawn(token, (chosen - total)[:, 0], likeliest, top - total)
             return (recent, token[text_of]), drawn
@@ -253,6 +256,12 @@ def _write(cache: KVCache, new: KVCache, slot: Int[Array, ""], start: Int[Array,
             for old, part in zip(cache, new, strict=True)
         )
     )
+
+
+def _put_one(caches: list[KVCache], one: list[KVCache], slot: Int[Array, ""]) -> list[KVCache]:
+    """The caches with those of one slot in their place."""
+    start = jnp.int32(0)
+    return [_write(cache, new, slot, start) for cache, new in zip(caches, one, strict=True)]
 
 
 def _write_rows(cache: KVCache, new: KVCache, start: Int[Array, " slot"]) -> KVCache:

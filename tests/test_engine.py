@@ -246,6 +246,42 @@ def test_what_is_new_passes_unchanged(tokenizer: Tokenizer, index: Index) -> Non
     assert guarded(tokenizer, index, "", new, tokens) == (new, new)
 
 
+def test_a_word_before_an_apostrophe_is_read_again_when_what_followed_is_taken_back(
+    tokenizer: Tokenizer, index: Index
+) -> None:
+    guard = Guard(index, 2, "")
+    looked_up: list[list[str]] = []
+    index.__dict__["has"] = lambda keys: looked_up.append([*keys]) or keys[-1] == "bells"
+    try:
+        assert guard.find_copy("ten o' bells ", ended=False) == 7
+        guard.take_back(len("ten o'"))
+        assert guard.find_copy("ten o'clock ", ended=False) is None
+    finally:
+        del index.__dict__["has"]
+    assert looked_up[-1] == ["ten", "o'clock"]
+
+
+def test_what_is_drawn_in_place_of_a_banned_token_is_any_of_the_others() -> None:
+    slots = slots_of("gemma")
+    sampling = Sampling(temperature=1, top_k=0, top_p=1)
+    ranks: set[int] = set()
+    for seed in range(12):
+        slots.occupy([0], [1.0], sampling, seed=seed, sample=0)
+        slots.read(0, np.array([1, 300], np.int32))
+        first = slots.advance({0: 0}, {})
+        slots.read(0, np.array([1, 300], np.int32))
+        banned = int(first.tokens[0, 0])
+        again = slots.advance({0: 0}, {0: [banned]})
+        assert again.tokens[0, 0] != banned
+        order = first.likeliest[0, 0].tolist()
+        drawn = int(again.tokens[0, 0])
+        places = [order.index(token) if token in order else len(order) for token in (drawn, banned)]
+        ranks.add(places[0] - places[1])
+    slots.free([0])
+    # Not always the next one in rank.
+    assert len(ranks) > 2
+
+
 def test_a_guarded_sample_of_the_engine_copies_nothing_and_others_are_unchanged(
     trained_once: Workplace, tokenizer: Tokenizer, index: Index
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_prompt_is_fitted_and_its_last_blank_is_not_doubled(served: Served) ->
     assert (receipt["prompt"], receipt["given_prompt"]) == ('He said "no', "He said “no ")
     raw = served.post("v1/completions", prompt="He said “no ", seed=4, raw_prompt=True).json()
     assert raw["choices"][0]["receipt"]["prompt"] == "He said “no "
+    assert raw["choices"][0]["receipt"]["text"] == raw["choices"][0]["text"]
 
 
 def test_a_receipt_of_the_server_is_replayed_by_the_terminal(

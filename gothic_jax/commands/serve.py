@@ -1,6 +1,7 @@
 """gothic-serve: a page for writers, and OpenAI's endpoint, on this machine."""
 
 import argparse
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def _parser() -> ArgumentParser:
         "--copy-guard",
         type=int,
         metavar="N",
-        help="write no span of N words that a training work has",
+        help="write no span of N words that a training work has, unless a request names another N",
     )
     parser.add_argument(
         "--train-file", help="where the training text is now, to mark what is copied from it"
@@ -122,8 +123,11 @@ def _serve(arguments: argparse.Namespace, key: str | None, listening: socket.soc
         )
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    hosts = frozenset(name.lower() for name in (*_LOOPBACK, arguments.host, *arguments.allow_host))
-    app = build(service, Allowed(hosts, frozenset(arguments.allow_origin), key))
+    origins = frozenset(map(_origin, arguments.allow_origin))
+    hosts = frozenset(
+        _host_name(name) for name in (*_LOOPBACK, arguments.host, *arguments.allow_host)
+    )
+    app = build(service, Allowed(hosts, origins, key))
     print(f"{service.name} writes at http://{shown}:{port}/  (Ctrl-C ends)", flush=True)
     return serve(app, listening)
 
@@ -147,6 +151,23 @@ def _key(arguments: argparse.Namespace) -> str | None:
             f" `openssl rand -hex 16 > {path}` makes one"
         )
     return key
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers name it. Raises UserError where it is none."""
+    if not re.fullmatch(r"https?://[a-z0-9.:\[\]-]+", text):
+        raise UserError(
+            f"--allow-origin must be as https://example.org, in small letters and without a path,"
+            f" not {text}"
+        )
+    return text
+
+
+def _host_name(text: str) -> str:
+    """A host's name in small letters. Raises UserError where it has a port."""
+    if "/" in text or text.count(":") == 1:
+        raise UserError(f"--allow-host must be a name without a port, not {text}")
+    return text.lower()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -347,7 +347,7 @@ def load_for(config: Mapping[str, Any], train_sha256: str, file: str | None = No
     if not train_sha256.strip("0"):
         raise UserError(
             "nobody says what text this model of another program was trained on, so that nothing"
-            " can be compared with it; leave --novelty and --best-of out"
+            " can be compared with it; leave out the options that compare"
         )
     folder = Path(config["data_dir"]) if file is None else PROCESSED
     return load(find_text(file or config["train_file"], folder), train_sha256)

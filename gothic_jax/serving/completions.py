@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from gothic_jax.serving.responses import (
     usage,
     whole_choice,
 )
-from gothic_jax.serving.service import MAX_MEASURED, Service
+from gothic_jax.serving.service import Service
 from gothic_jax.text.typography import fit_prompt
 from gothic_jax.writing import receipts
 from gothic_jax.writing.engine import ScoredToken, Text, Written
@@ -38,6 +39,8 @@ from gothic_jax.writing.writer import Writer
 
 MAX_WAITING = 256
 """Texts that wait for a slot; a request beyond them is told to come again."""
+MAX_SCORED = 2048
+"""Prompt tokens of a request whose log-probabilities are echoed: each has a whole distribution."""
 MAX_RANKED = 10_000
 """Characters at the end of a prompt that ranking reads; the model reads fewer."""
 
@@ -51,6 +54,8 @@ class Choice:
     """Without its text; None where the prompt's tokens are not those of its text."""
     given: str
     """The prompt as it was given."""
+    read: str
+    """The prompt as it was read."""
     logprobs: LogProbs | None
     echo: list[ScoredToken] | None
     """The prompt's tokens, where they are asked for."""
@@ -61,9 +66,10 @@ class Choice:
         """What a chunk adds to the response: text and log-probabilities."""
         # The model's words begin with a blank. Where the prompt's own was cut off, this is that.
         text, is_first = written.piece.text, not self.written
+        was_cut = self.given.endswith(" ") and not self.read.endswith(" ")
         self.written += text
         self.tokens += len(written.tokens)
-        if is_first and text.startswith(" ") and self.given.endswith(" "):
+        if is_first and text.startswith(" ") and was_cut:
             text = text[1:]
         return text, self.logprobs and self.logprobs.add(written.tokens)
 
@@ -76,11 +82,13 @@ class Choice:
 
 async def complete(service: Service, http: HttpRequest, *, chat: bool) -> Response:
     """The response to a request. Raises RequestError or UserError."""
+    if service.thread.failed:
+        raise RequestError("the engine has ended; restart the server", status=503)
     request = parse(await read_body(http), service.model, chat=chat)
     seed = request.settings.seed
     seed = secrets.randbelow(INTEGER_LIMIT) if seed is None else seed
     news: asyncio.Queue[tuple[int, Written]] = asyncio.Queue()
-    choices, prompt_tokens = await _choices(service, request, seed, news)
+    choices, prompt_tokens = await unless_gone(http, _choices(service, request, seed, news))
     head: dict[str, Any] = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
         "object": ("chat.completion.chunk" if request.stream else "chat.completion")
@@ -125,13 +133,18 @@ async def _choices(
             _read_prompt, writer, prompt, raw=request.raw_prompt
         )
         prompt_tokens += len(tokens)
+        if request.echo and request.likeliest is not None and prompt_tokens > MAX_SCORED:
+            raise RequestError(
+                f"log-probabilities of at most {MAX_SCORED:,} tokens of prompts are echoed",
+                param="prompt",
+            )
         echo = await _scored(service, request, tokens) if request.echo else None
         for number in range(request.best_of):
             guard = None
             if request.copy_guard is not None and service.index is not None:
                 guard = Guard(service.index.words, request.copy_guard, read)
             text = Text(
-                tokens,
+                tokens[-writer.block_size :],
                 request.settings,
                 seed,
                 deliver_as(len(choices)),
@@ -159,7 +172,8 @@ async def _choices(
             logprobs = None
             if request.likeliest is not None:
                 logprobs = LogProbs(writer.tokenizer, chat=request.chat)
-            choices.append(Choice(text, receipt if is_text else None, given, logprobs, echo))
+            signs = is_text and request.settings.max_tokens > 0
+            choices.append(Choice(text, receipt if signs else None, given, read, logprobs, echo))
     return choices, prompt_tokens
 
 
@@ -184,8 +198,6 @@ async def _scored(
     """The prompt's own tokens, with their log-probabilities if they are asked for."""
     if request.likeliest is None:
         return []
-    if len(tokens) > MAX_MEASURED // 10:
-        raise RequestError("the prompt is too long to echo its log-probabilities", param="prompt")
     most = request.likeliest
 
     def score() -> list[ScoredToken]:
@@ -202,7 +214,10 @@ async def _scored(
 async def _news(
     service: Service, texts: Sequence[Text], news: asyncio.Queue[tuple[int, Written]]
 ) -> AsyncGenerator[tuple[int, Written]]:
-    """What is added to each text, until all have ended; they are cancelled where nobody asks on."""
+    """What is added to each text, until all have ended.
+
+    They are cancelled when the response is given up.
+    """
     left = len(texts)
     try:
         while left:
@@ -293,7 +308,9 @@ def _echoed(request: Request, one: Choice) -> tuple[str, Any]:
     """What the response has before the text that is written."""
     if one.echo is None:
         return "", one.logprobs and one.logprobs.add([])
-    return one.given, one.logprobs and one.logprobs.add(one.echo)
+    if one.logprobs is None:
+        return one.given, None
+    return one.read, one.logprobs.add(one.echo)
 
 
 def _joined(before: Any, after: Any) -> Any:
@@ -311,12 +328,8 @@ async def _best(service: Service, request: Request, choices: Sequence[Choice]) -
     places = [*range(len(choices))]
     if request.best_of == request.n:
         return places
+    assert service.index is not None  # as `parse` has checked
     index = service.index
-    if index is None:
-        raise RequestError(
-            "best_of needs an index of the training text, and this server has none",
-            param="best_of",
-        )
 
     def best() -> list[int]:
         shown = []
@@ -332,8 +345,11 @@ async def _best(service: Service, request: Request, choices: Sequence[Choice]) -
 
 def _keep(service: Service, choices: Sequence[Choice]) -> None:
     """Adds receipts to those of the run, if that was asked for."""
-    if service.keeps_receipts:
-        signed = [
-            replace(one.receipt, text=one.written) for one in choices if one.receipt is not None
-        ]
+    if not service.keeps_receipts:
+        return
+    signed = [replace(one.receipt, text=one.written) for one in choices if one.receipt is not None]
+    try:
         receipts.append(service.checkpoint.run, signed)
+    except UserError as error:
+        service.keeps_receipts = False
+        print(f"warning: no more receipts are kept: {error}", file=sys.stderr)

@@ -129,6 +129,11 @@ def parse(body: bytes, model: Model, *, chat: bool) -> Request:
     if len(prompts) * best_of > MAX_TEXTS:
         raise RequestError(f"prompts times samples must be at most {MAX_TEXTS}", param="n")
     stream, echo = fields.boolean("stream"), not chat and fields.boolean("echo")
+    if best_of > n and not model.has_index:
+        raise RequestError(
+            "best_of needs an index of the training text, and this server has none",
+            param="best_of",
+        )
     if stream and best_of > n:
         raise RequestError("best_of above n cannot be streamed", param="best_of")
     return Request(
@@ -347,7 +352,7 @@ def _named(content: str, voices: Collection[str]) -> Blend | None:
 def _model_and_blend(fields: Fields, model: Model, named: Blend) -> tuple[str, Blend]:
     voices = model.tokenizer.voices
     given = fields.text("model", model.name)
-    name, _, voice = given.partition(":")
+    name, _, voice = (given, "", "") if given == model.name else given.rpartition(":")
     if name != model.name or (voice and voice not in voices):
         raise RequestError(
             f"there is no model {given[:80]!r} here; /v1/models lists those that there are",

@@ -82,7 +82,9 @@ class LogProbs:
             "tokens": [self._text(scored.token) for scored in tokens],
             "token_logprobs": [scored.log_probability for scored in tokens],
             "top_logprobs": [
-                {self._text(token): value for token, value in scored.likeliest} for scored in tokens
+                # Parts of characters share a name: the likeliest of them is the last, and stays.
+                {self._text(token): value for token, value in reversed(scored.likeliest)}
+                for scored in tokens
             ],
             "text_offset": offsets,
         }

@@ -40,8 +40,8 @@ class Service:
     async def measure(self, work: Callable[[], T]) -> T:
         """The result of some work in a thread.
 
-        It is slow, and one at a time leaves the writing its share of the processor. Who has gone
-        while it waited has none done; what has begun is alone until its end.
+        One at a time, since it is slow and the writing needs its share of the processor. Work that
+        waits is dropped if its client leaves; what has begun is finished before the next begins.
         """
         async with self._measuring:
             begun = asyncio.ensure_future(asyncio.to_thread(work))

@@ -78,7 +78,8 @@ def complete(blend: Blend, voices: Collection[str]) -> dict[str, float]:
     left = 1 - sum(weights.values())
     if abs(left) > 1e-9:
         weights[ANY] = weights.get(ANY, 0.0) + left
-    weights = {voice: weight for voice, weight in weights.items() if weight}
+    # A smaller one would be 0 in f32.
+    weights = {voice: weight for voice, weight in weights.items() if abs(weight) > 1e-9}
     return weights if len(weights) > 1 else dict.fromkeys(weights, 1.0)
 
 

@@ -110,12 +110,13 @@ class Engine:
         """Lets waiting texts in, writes a chunk of all, delivers it; False if there was nothing."""
         for number in [n for n, place in self._open.items() if place.text.cancelled]:
             self._leave(number)
-        while self._waiting and (
-            self._waiting[0].cancelled or self._waiting[0].slots <= len(self._free)
-        ):
+        # Once round: another thread may add to the queue, but only this one takes from it.
+        for _ in range(len(self._waiting)):
             text = self._waiting.popleft()
             if not text.cancelled:
-                self._enter(text)
+                self._waiting.append(text)
+        while self._waiting and self._waiting[0].slots <= len(self._free):
+            self._enter(self._waiting.popleft())
         if not self._open:
             return False
         drawn = self._slots.advance(

@@ -4,6 +4,9 @@ import re
 
 from gothic_jax.measuring.novelty import Index, find_words, is_complete, word_key
 
+LONGEST_WORD = 64
+"""Characters; of a prompt, so many for each word of a span are looked at."""
+
 
 class Guard:
     """Watches one sample for spans of `words` words that a training work has.
@@ -15,8 +18,9 @@ class Guard:
     def __init__(self, index: Index, words: int, prompt: str) -> None:
         self._index = index
         self._words = words
-        kept = find_words(prompt)[-words:]
-        self._before = prompt[kept[0].start() :] if kept else ""
+        end = prompt[-LONGEST_WORD * words :]
+        kept = find_words(end)[-words:]
+        self._before = end[kept[0].start() :] if kept else ""
         self._passed: list[tuple[int, str]] = []
         """The complete words of prompt and sample, in order: where each ends, and its key."""
 
@@ -43,7 +47,8 @@ class Guard:
 
     def take_back(self, length: int) -> None:
         """The sample's text is now so long: what lay behind may become other words."""
-        while self._passed and self._passed[-1][0] >= len(self._before) + length:
+        # The word before an apostrophe that was the last character may go on behind it.
+        while self._passed and self._passed[-1][0] + 1 >= len(self._before) + length:
             self._passed.pop()
 
     def _open(self, text: str) -> list[re.Match[str]]:

@@ -193,6 +193,7 @@ class Slots:
         )
         settings = Filter(texts.temperature, texts.top_k, texts.top_p)
         few = _few(self.config.vocab_size)
+        banned = texts.banned.sum(axis=1)
 
         def step(carry: tuple[list[KVCache], Array], i: Array) -> tuple[Any, Drawn]:
             recent, last = carry
@@ -200,6 +201,9 @@ class Slots:
             logits = _blended(model.logits(hidden[:, 0]), texts.voices, texts.weights)
             allowed = jnp.where(texts.banned & (i == 0), -jnp.inf, logits)
             step_keys = jax.vmap(jax.random.fold_in)(keys, texts.written + i)
+            # What is drawn in place of a banned token has random numbers of its own.
+            again = jax.vmap(jax.random.fold_in)(step_keys, banned)
+            step_keys = jnp.where((i == 0) & (banned > 0), again, step_keys)
             # All of them are returned: for a slice of them, XLA would sort the whole vocabulary.
             top, likeliest = jax.lax.top_k(allowed, few)
             token = draw_from(top, likeliest, step_keys, settings)

@@ -1,6 +1,7 @@
 """The endpoint as its clients see it: a real process, OpenAI's own client, plain requests."""
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
@@ -35,20 +36,26 @@ class Served:
         return httpx.post(f"{self.url}{path}", json=fields, timeout=120)
 
 
-def start(workplace: Workplace, *extra: str) -> Served:
+@contextlib.contextmanager
+def serving(workplace: Workplace, *extra: str) -> Iterator[Served]:
+    """A server, which is killed at the end if it still runs."""
     arguments = ["--checkpoint", str(workplace.out_dir), "--port", "0", "--slots", str(SLOTS)]
     started = process("serve", [*arguments, *extra], workplace.root)
     assert started.stdout is not None
     line = started.stdout.readline()
     address = re.search(r"http://\S+", line)
     assert address, line + started.stderr.read()
-    return Served(workplace, address[0], started)
+    with started:
+        try:
+            yield Served(workplace, address[0], started)
+        finally:
+            started.kill()
 
 
 @pytest.fixture(scope="module")
 def served(trained_once: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert index.main(["--file", str(trained_once.root / "mixed_train.txt")]) == 0
-    with (one := start(trained_once)).process:
+    with serving(trained_once) as one:
         yield one
         one.process.send_signal(signal.SIGINT)
         assert one.process.wait(30) == 130
@@ -373,9 +380,11 @@ def test_the_parts_of_the_page_are_sent_and_nothing_else(served: Served) -> None
 
 @pytest.mark.long
 def test_it_ends_by_sigterm_in_mid_stream_and_keeps_receipts_if_asked(trained: Workplace) -> None:
-    with (one := start(trained, "--keep-receipts")).process:
+    with serving(trained, "--keep-receipts") as one:
+        file = trained.out_dir / RECEIPTS
+        before = file.read_text().splitlines() if file.exists() else []
         assert one.post("v1/completions", prompt="The tide", n=2, max_tokens=4).status_code == 200
-        assert len((trained.out_dir / RECEIPTS).read_text().splitlines()) == 2
+        assert len(file.read_text().splitlines()) == len(before) + 2
         fields = {"prompt": "The tide", "max_tokens": 4096, "stream": True, "temperature": 2}
         with httpx.stream("POST", f"{one.url}v1/completions", json=fields) as answer:
             next(answer.iter_lines())
@@ -387,7 +396,8 @@ def test_it_ends_by_sigterm_in_mid_stream_and_keeps_receipts_if_asked(trained: W
 @pytest.mark.long
 def test_a_guarded_server_copies_no_span(trained: Workplace) -> None:
     assert index.main(["--file", str(trained.root / "mixed_train.txt")]) == 0
-    with (one := start(trained, "--copy-guard", "3")).process:
+    train_file = str(trained.root / "mixed_train.txt")
+    with serving(trained, "--copy-guard", "3", "--train-file", train_file) as one:
         prompt = "There are doors beneath the harbour that no"
         for seed in range(10):
             fields = {"prompt": prompt, "seed": seed, "temperature": 0.2, "max_tokens": 60}

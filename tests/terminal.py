@@ -23,7 +23,7 @@ class Terminal:
 
     def __init__(self, arguments: list[str], cwd: Path, **environment: str) -> None:
         """The arguments are Python's. `environment` is added to one with TERM=xterm and colours."""
-        dropped = ("XLA_FLAGS", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")
+        dropped = ("XLA_FLAGS", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES")
         plain = {name: value for name, value in os.environ.items() if name not in dropped}
         plain |= {"TERM": "xterm", "GLIBC_TUNABLES": ""}
         self._screen, theirs = os.openpty()

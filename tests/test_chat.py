@@ -689,12 +689,14 @@ def test_a_guarded_reply_copies_no_span_and_its_receipt_replays(
         "0.2",
     ]
     capsys.readouterr()
+    receipts = trained.out_dir / "samples.jsonl"
+    before = len(receipts.read_text().splitlines()) if receipts.exists() else 0
     assert main(arguments(trained, *flags, "--blend", "wilde=0.5,lovecraft=0.5")) == 0
     shown = capsys.readouterr().out.split("--- 1 of 2 ---\n")[1].split("--- 2 of 2 ---\n")
     for text in shown:
         longest = known.words.measure(text.removeprefix("There are doors beneath the harbour"))
         assert longest.longest is None or longest.longest.words < 3
-    for number, text in enumerate(shown, start=1):
+    for number, text in enumerate(shown, start=before + 1):
         receipt = f"{trained.out_dir}/samples.jsonl:{number}"
         assert main(["--replay", receipt, "--train-file", train_file]) == 0
         assert capsys.readouterr().out == text

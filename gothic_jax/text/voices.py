@@ -74,12 +74,12 @@ def complete(blend: Blend, voices: Collection[str]) -> dict[str, float]:
         )
     if blend and not any(blend.values()):
         raise UserError("the blend has no weight but 0; give one voice another")
-    weights = dict(blend)
+    # A smaller one would be 0 in f32.
+    weights = {voice: weight for voice, weight in blend.items() if abs(weight) > 1e-9}
     left = 1 - sum(weights.values())
     if abs(left) > 1e-9:
         weights[ANY] = weights.get(ANY, 0.0) + left
-    # A smaller one would be 0 in f32.
-    weights = {voice: weight for voice, weight in weights.items() if abs(weight) > 1e-9}
+    weights = {voice: weight for voice, weight in weights.items() if weight}
     return weights if len(weights) > 1 else dict.fromkeys(weights, 1.0)
 
 

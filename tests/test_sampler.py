@@ -219,10 +219,10 @@ def test_top_k_1_and_tiny_top_p_are_greedy(config: ModelConfig) -> None:
 def test_another_prompt_or_setting_does_not_compile_again() -> None:
     sampler = Sampler(TINY, dtype=jnp.float32)
     write(TINY, [[1, *range(3, 12)]], 40, Sampling(1.0, 40, 0.9), 0, sampler)
-    before = sampler._prefill._cache_size(), sampler._decode._cache_size()
+    before = sampler.prefill._cache_size(), sampler._decode._cache_size()
     write(TINY, [[1, 5]], 40, Sampling(0.5, 13, 0.3), 1, sampler)
     write(TINY, [[1, *range(3, 30)]], 7, Sampling(0.0, 64, 1.0), 2, sampler)
-    assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == before == (1, 1)
+    assert (sampler.prefill._cache_size(), sampler._decode._cache_size()) == before == (1, 1)
 
 
 def probabilities(logits: list[float], *settings: float) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gothic_jax.errors import UserError
 from gothic_jax.model.shape import INTEGER_LIMIT
@@ -80,6 +81,43 @@ class Choice:
         return replace(self.receipt, text=self.written).as_dict()
 
 
+@dataclass
+class _Answer:
+    """What is answered to a request, but for the texts."""
+
+    request: Request
+    head: dict[str, Any]
+    """The fields of every event, and of a response in one piece."""
+    choices: Sequence[Choice]
+    prompt_tokens: int
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens read and written so far."""
+        return usage(self.prompt_tokens, sum(one.tokens for one in self.choices))
+
+
+class _Stream(StreamingResponse):
+    """A stream of events whose texts are cancelled however it ends.
+
+    Where the client has gone before it begins, the events are never asked for, and do not do that.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], texts: Sequence[Text]) -> None:
+        super().__init__(events)
+        self._texts = texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for text in self._texts:
+                text.cancelled = True
+
+
 async def complete(service: Service, http: HttpRequest, *, chat: bool) -> Response:
     """The response to a request. Raises RequestError or UserError."""
     if service.thread.failed:
@@ -104,12 +142,13 @@ async def complete(service: Service, http: HttpRequest, *, chat: bool) -> Respon
     if service.thread.engine.waiting + len(texts) > MAX_WAITING:
         raise RequestError("too many texts are waiting; try again in some seconds", status=429)
     service.thread.submit(*texts)
-    news_of_texts = _news(service, texts, news)
+    answer, news_of_texts = (
+        _Answer(request, head, choices, prompt_tokens),
+        _news(service, texts, news),
+    )
     if request.stream:
-        events = _events(service, request, head, choices, prompt_tokens, news_of_texts)
-        return StreamingResponse(events, media_type="text/event-stream")
-    whole = _whole(service, request, head, choices, prompt_tokens, news_of_texts)
-    return JSONResponse(await unless_gone(http, whole))
+        return _Stream(_events(service, answer, news_of_texts), texts)
+    return JSONResponse(await unless_gone(http, _whole(service, answer, news_of_texts)))
 
 
 async def _choices(
@@ -236,14 +275,10 @@ async def _news(
 
 
 async def _events(
-    service: Service,
-    request: Request,
-    head: dict[str, Any],
-    choices: Sequence[Choice],
-    prompt_tokens: int,
-    news: AsyncGenerator[tuple[int, Written]],
+    service: Service, answer: _Answer, news: AsyncGenerator[tuple[int, Written]]
 ) -> AsyncIterator[bytes]:
     """The response, event by event."""
+    request, head, choices = answer.request, answer.head, answer.choices
     async with contextlib.aclosing(news):
         for place, one in enumerate(choices):
             text, logprobs = _echoed(request, one)
@@ -261,20 +296,15 @@ async def _events(
                 _keep(service, [choices[place]])
             yield event(head | {"choices": [new]})
         if request.include_usage:
-            total = usage(prompt_tokens, sum(one.tokens for one in choices))
-            yield event(head | {"choices": [], "usage": total})
+            yield event(head | {"choices": [], "usage": answer.usage})
         yield DONE
 
 
 async def _whole(
-    service: Service,
-    request: Request,
-    head: dict[str, Any],
-    choices: Sequence[Choice],
-    prompt_tokens: int,
-    news: AsyncGenerator[tuple[int, Written]],
+    service: Service, answer: _Answer, news: AsyncGenerator[tuple[int, Written]]
 ) -> dict[str, Any]:
     """The response in one piece."""
+    request, choices = answer.request, answer.choices
     texts, finishes = [""] * len(choices), [FINISH[Ending.LENGTH]] * len(choices)
     logprobs: list[Any] = [None] * len(choices)
     for place, one in enumerate(choices):
@@ -288,7 +318,7 @@ async def _whole(
                 finishes[place] = FINISH[written.piece.ending]
     shown = await _best(service, request, choices)
     _keep(service, [choices[place] for place in shown])
-    return head | {
+    return answer.head | {
         "choices": [
             whole_choice(
                 number,
@@ -300,7 +330,7 @@ async def _whole(
             | {"receipt": choices[place].signed()}
             for number, place in enumerate(shown)
         ],
-        "usage": usage(prompt_tokens, sum(one.tokens for one in choices)),
+        "usage": answer.usage,
     }
 
 

@@ -118,10 +118,11 @@ class Sampler:
         self.config = config
         self.dtype = dtype
         self._laid_out: tuple[Params, Params] | None = None
-        self._prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
+        self.prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
         self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))
 
-    def _model(self, params: Params) -> GPT:
+    def model(self, params: Params) -> GPT:
+        """The model with parameters that have been laid out."""
         return nnx.merge(graph(self.config, self.dtype, streamed=True), params)
 
     def _prefill_chunk(
@@ -131,8 +132,9 @@ class Sampler:
         tokens: Int[Array, "batch chunk"],
         start: Int[Array, ""],
     ) -> list[KVCache]:
-        model = self._model(params)
-        recent = self._empty_caches(*tokens.shape)
+        """The caches, of which the first `start` positions are in use, with these tokens read."""
+        model = self.model(params)
+        recent = self.empty_caches(*tokens.shape)
         return _write(caches, model.extend(tokens, caches, start, recent, 0)[1], start)
 
     def _decode_chunk(
@@ -145,7 +147,7 @@ class Sampler:
         manner: _Manner,
         candidates: int,
     ) -> tuple[list[KVCache], Int[Array, " row"], Int[Array, "text chunk"]]:
-        model = self._model(params)
+        model = self.model(params)
         seed, settings, weights = manner
         voices = weights.size
         fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -159,7 +161,7 @@ class Sampler:
             token = draw(logits, step_keys, settings, candidates)
             return (recent, jnp.repeat(token, voices)), token
 
-        nothing = self._empty_caches(len(last), DECODE_CHUNK)
+        nothing = self.empty_caches(len(last), DECODE_CHUNK)
         (recent, last), tokens = jax.lax.scan(step, (nothing, last), jnp.arange(DECODE_CHUNK))
         return _write(caches, recent, start), last, tokens.T
 
@@ -183,10 +185,11 @@ class Sampler:
         padding = ((0, 0), (0, 0), (0, more), (0, 0))
         return [KVCache(*(jnp.pad(part, padding) for part in cache)) for cache in caches]
 
-    def _empty_caches(self, batch: int, length: int) -> list[KVCache]:
+    def empty_caches(self, batch: int, length: int) -> list[KVCache]:
+        """Caches of `length` positions for so many rows."""
         return empty_caches(self.config, batch, length, cache_dtype(self.dtype))
 
-    def _params(self, params: Params) -> Params:
+    def laid_out(self, params: Params) -> Params:
         """`params` laid out for decoding, once for as long as they stay the same."""
         if self._laid_out is None or self._laid_out[0] is not params:
             self._laid_out = params, streamed_params(params, self.dtype)
@@ -221,7 +224,7 @@ class Sampler:
         )
         manner = _Manner(_put(seed, np.uint32), settings, _put(weights, np.float32))
         candidates = candidates_for(sampling.top_k, self.config.vocab_size)
-        params = self._params(params)
+        params = self.laid_out(params)
         context = keep_window(prompt, block)
         written = 0
         while written < max_tokens:
@@ -259,14 +262,14 @@ class Sampler:
     ) -> tuple[list[KVCache], int]:
         """Caches that hold all of the context but its last token, and how many that are."""
         batch, length = context.shape
-        caches = self._empty_caches(batch, self._cache_length(length - 1, batch))
+        caches = self.empty_caches(batch, self._cache_length(length - 1, batch))
         size = _halved(PREFILL_CHUNK, batch, PREFILL_ROWS, least=8)
         padded = -(-(length - 1) // size) * size
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
         for start in range(0, padded, size):
             chunk = _put(tokens[:, start : start + size], np.int32)
-            caches = self._prefill(params, caches, chunk, _put(start, np.int32))
+            caches = self.prefill(params, caches, chunk, _put(start, np.int32))
         return caches, length - 1
 
 

@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gothic_jax.model.attention import KVCache
-from gothic_jax.model.gpt import Params, empty_caches, graph, streamed_params
-from gothic_jax.model.shape import ModelConfig
+from gothic_jax.model.gpt import Params
 from gothic_jax.writing.sampler import (
     DECODE_CHUNK,
     PREFILL_CHUNK,
     Filter,
-    cache_dtype,
+    Sampler,
     candidates_for,
     draw,
     draw_from,
@@ -70,19 +68,18 @@ class Drawn(NamedTuple):
 class Slots:
     """The caches of so many slots, and the programs that fill them."""
 
-    def __init__(
-        self, config: ModelConfig, params: Params, slots: int, *, dtype: Any = jnp.bfloat16
-    ) -> None:
-        """`params` are those of training, f32."""
+    def __init__(self, sampler: Sampler, params: Params, slots: int) -> None:
+        """`params` are those of training, f32; the sampler's model, layout and reading are used."""
+        config = sampler.config
         self.config = config
         self.slots = slots
-        self._dtype = dtype
-        self._params = streamed_params(params, dtype)
+        self._sampler = sampler
+        self._params = sampler.laid_out(params)
         block = -(-config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
-        self._caches = self._empty_caches(slots, block + DECODE_CHUNK)
+        self._caches = self._sampler.empty_caches(slots, block + DECODE_CHUNK)
         # Contexts are read here, and then put into their slot: a program that both read from the
         # caches and wrote to them would copy all of them.
-        self._one = self._empty_caches(1, block + DECODE_CHUNK)
+        self._one = self._sampler.empty_caches(1, block + DECODE_CHUNK)
         self._last = np.zeros(slots, np.int32)
         self._start = np.zeros(slots, np.int32)
         self._text_of = np.arange(slots, dtype=np.int32)
@@ -99,19 +96,24 @@ class Slots:
             weights=np.zeros(shape, np.float32),
             banned=np.zeros((slots, config.vocab_size), bool),
         )
-        self._read = jax.jit(self._read_chunk, donate_argnums=(1,))
         self._put = jax.jit(_put_one, donate_argnums=(0,))
         self._advance = jax.jit(self._advance_chunk, donate_argnums=(1,))
 
     def occupy(
-        self, slots: Sequence[int], weights: Sequence[float], sampling: Sampling, **key: int
+        self,
+        slots: Sequence[int],
+        weights: Sequence[float],
+        sampling: Sampling,
+        *,
+        seed: int,
+        sample: int,
     ) -> None:
-        """Gives slots to a new text, one a voice; `key` has the `seed`, and which `sample` it is.
+        """Gives slots to a new text, one a voice: a seed's text number `sample`.
 
         At most MAX_VOICES, whose weights add up to 1.
         """
         text, texts, vocab_size = slots[0], self._texts, self.config.vocab_size
-        texts.seed[text], texts.sample[text] = key["seed"], key["sample"]
+        texts.seed[text], texts.sample[text] = seed, sample
         texts.temperature[text], top_k, texts.top_p[text] = sampling
         texts.top_k[text] = min(top_k or vocab_size, vocab_size)
         texts.from_all[text] = candidates_for(top_k, vocab_size) > _few(vocab_size)
@@ -129,7 +131,7 @@ class Slots:
             chunk = np.zeros((1, size), np.int32)
             part = context[start : min(start + size, length)]
             chunk[0, : len(part)] = part
-            self._one = self._read(self._params, self._one, chunk, np.int32(start))
+            self._one = self._sampler.prefill(self._params, self._one, chunk, np.int32(start))
             start += size
         self._caches = self._put(self._caches, self._one, np.int32(slot))
         self.go_on(slot, int(context[-1]), length)
@@ -161,23 +163,6 @@ class Slots:
         )
         return Drawn(*map(np.asarray, drawn))
 
-    def _empty_caches(self, rows: int, length: int) -> list[KVCache]:
-        return empty_caches(self.config, rows, length, cache_dtype(self._dtype))
-
-    def _model(self, params: Params) -> Any:
-        return nnx.merge(graph(self.config, self._dtype, streamed=True), params)
-
-    def _read_chunk(
-        self,
-        params: Params,
-        caches: list[KVCache],
-        tokens: Int[Array, "1 chunk"],
-        start: Int[Array, ""],
-    ) -> list[KVCache]:
-        recent = self._empty_caches(*tokens.shape)
-        _, recent = self._model(params).extend(tokens, caches, start, recent, 0)
-        return [cache.write(new, start) for cache, new in zip(caches, recent, strict=True)]
-
     def _advance_chunk(
         self,
         params: Params,
@@ -187,7 +172,7 @@ class Slots:
         text_of: Int[Array, " slot"],
         texts: Texts,
     ) -> tuple[list[KVCache], Drawn]:
-        model = self._model(params)
+        model = self._sampler.model(params)
         keys = jax.vmap(lambda seed, sample: jax.random.fold_in(jax.random.key(seed), sample))(
             texts.seed, texts.sample
         )
@@ -219,7 +204,7 @@ class Slots:
             drawn = Drawn(token, (chosen - total)[:, 0], likeliest, top - total)
             return (recent, token[text_of]), drawn
 
-        nothing = self._empty_caches(len(last), DECODE_CHUNK)
+        nothing = self._sampler.empty_caches(len(last), DECODE_CHUNK)
         (recent, _), drawn = jax.lax.scan(step, (nothing, last), jnp.arange(DECODE_CHUNK))
         caches = [_write_rows(cache, new, start) for cache, new in zip(caches, recent, strict=True)]
         return caches, Drawn(*(part.swapaxes(0, 1) for part in drawn))

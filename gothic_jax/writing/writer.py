@@ -126,8 +126,7 @@ class Writer:
     def engine(self, slots: int) -> Engine:
         """An engine for many texts at once, of so many slots; the last one, if it had as many."""
         if self._engine is None or self._engine[0] != slots:
-            config, dtype = self._sampler.config, self._sampler.dtype
-            in_slots = Slots(config, self._params, slots, dtype=dtype)
+            in_slots = Slots(self._sampler, self._params, slots)
             self._engine = slots, Engine(in_slots, self.tokenizer)
         return self._engine[1]
 

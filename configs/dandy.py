@@ -11,13 +11,13 @@ from gothic_jax.config import get_config as get_base_config
 
 
 def get_config() -> ConfigDict:
-    """4.3M parameters; 6,000 iterations of 4,096 tokens, two fifths of them of the two voices."""
+    """4.3M parameters; 11,000 iterations of 4,096 tokens, a third of them of the two voices."""
     config = get_base_config()
     config.out_dir = "checkpoints/dandy"
     config.train_file = "all_train.txt"
     config.tokenizer = "data/tokenizer_library.json"
-    config.voice_weights = "wilde=0.2,lovecraft=0.2,rest=0.6"
-    config.max_iters = 6000
+    config.voice_weights = "wilde=0.17,lovecraft=0.17,rest=0.66"
+    config.max_iters = 11_000
     config.batch_size = 16
     config.gradient_accumulation_steps = 1
     config.optimizer = "muon"
@@ -25,12 +25,14 @@ def get_config() -> ConfigDict:
     config.min_lr_ratio = 0.0
     config.warmup_iters = 100
     config.beta2 = 0.98
-    config.eval_interval = 500
-    config.compute_dtype = "float32"  # few laptops have bfloat16 units
+    config.eval_interval = 1000
+    # 1.4 times as fast as float32 where a processor has instructions for it (AVX-512 BF16, AMX);
+    # where it has none, --config.compute_dtype=float32 is the faster one.
+    config.compute_dtype = "bfloat16"
     config.model.block_size = 256
     config.model.n_layer = 6
     config.model.n_head = 3
     config.model.n_embd = 192
-    # Of Wilde and Lovecraft it reads five passes, of the library half a pass.
+    # Of Wilde and Lovecraft it reads eight passes, of the library one.
     config.model.dropout = 0.0
     return config

@@ -89,12 +89,14 @@ def matmul_first_transposed(
     a: Float[Array, "*batch k m"], b: Float[Array, "*batch k n"]
 ) -> Float[Array, "*batch m n"]:
     """A^T B in f32, of operands of one type, as gradients need it. Has no gradient itself."""
-    return jax.lax.platform_dependent(
-        a,
-        b,
-        cpu=lambda a, b: _dot(written_transposed(a), b, -1, -2),
-        default=lambda a, b: _dot(a, b, -2, -2),
-    )
+
+    def on_cpu(a: Array, b: Array) -> Array:
+        # The narrower operand is transposed, and then the result, which is smaller than the wider.
+        if a.shape[-1] > b.shape[-1]:
+            return written_transposed(_dot(written_transposed(b), a, -1, -2))
+        return _dot(written_transposed(a), b, -1, -2)
+
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: _dot(a, b, -2, -2))
 
 
 FEW_ROWS = 64

@@ -28,6 +28,9 @@ MIN_WRAP = 60
 # A block is centred where all of its lines are indented by so much.
 CENTRED = 8
 
+# Prose in a column narrower than this is not told from a list.
+LEAST_PROSE_WIDTH = 45
+
 MARKER_SEPARATOR = "|"
 
 _UNSPACED = re.compile(f"[{lines.UNSPACED}]")
@@ -45,6 +48,15 @@ _BRACKETED = re.compile(r"\[(\d{1,4})\]")
 LEAST_PAGES = 20
 """So many numbers in brackets can be those of pages."""
 
+# The end of a part, headings of notes that are gone, and printers' names.
+_PART = r"(?:VOLUME|VOL\.?|BOOK|PART|ACT|OPERA|MEMOIR)"
+_FURNITURE = re.compile(
+    rf"\W*(?:THE )?END(?: OF (?:THE )?(?:(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) )?{_PART}"
+    r"(?: (?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH))?)?\W*|~+ ?END OF TEXT ?~+|FINIS\.?"
+    r"|(?:FOOT)?NOTES?(?: TO .{0,60}|(?:—|--).{1,40})?[.:]?"
+    r"|PRINTED (?:IN GREAT BRITAIN )?(?:BY|AT) .{3,120}",
+    re.IGNORECASE,
+)
 _EDITORS_NOTE = re.compile(r"\[Note\.(?:--|—)")
 # Where and when a piece was first printed, as a block of its own: "(Punch, May 1, 1885.)".
 _PROVENANCE = re.compile(
@@ -52,8 +64,18 @@ _PROVENANCE = re.compile(
     rf"|(?:Written on|(?:First p|P)ublished(?: in)?) (?:{_MONTH}\b)[^\n]{{1,100}}"
 )
 _PROVENANCE_IN_HEADING = re.compile(rf"\s*\((?=[^()]*\b{_MONTH}\b)[^()]{{1,80}}\b1[89]\d\d\.?\)$")
-# The capitals after a large initial: "IT was the night", "A YEAR ago", "WITH Syrian oils".
-_DROP_CAP = re.compile(r"(?:A )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z])")
+_SMALL_WORD = (
+    r"(?:I|AN?|AM|AND|AS|AT|BUT|BY|FOR|FROM|HAD|HAS|HAVE|HE|HER|HIS|IF|IN|IS|IT|MY|NOT|NOW|OF|ON|ONE"
+    r"|SHE|SO|THAT|THE|THERE|THEY|THIS|TO|WAS|WE|WERE|WHEN|WHO|WITH|YOU)"
+)
+# The capitals after a large initial: "IT was the night", "A YEAR ago", "WITH Syrian oils",
+# `"CONSECUTIVE upon`. Where the first word cannot be a speaker's name in a play, also "IT WAS
+# expected" and "AND Marius, for".
+_DROP_CAP = re.compile(
+    r"(?P<quote>[\"']?)(?P<capitals>"
+    rf"{_SMALL_WORD}(?: {_SMALL_WORD})?(?= (?:[A-Z][a-z]+,? )?[a-z])"
+    r"|(?:A )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z]))"
+)
 
 _DOUBLE_QUOTES = "“”„‟«»″"  # fmt: skip
 _SINGLE_QUOTES = "‘’‚‛′`´"  # noqa: RUF001 - these are the characters that we replace
@@ -76,6 +98,7 @@ _TRANSCRIBED: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], st
     (re.compile(r"(?<![\w=])=(?=\w)([^=\n]{1,80})=(?![\w=])"), r"\1"),
     (re.compile(r"(?<![\w~])~(?=\w)([^~\n]{1,80})~(?![\w~])"), r"\1"),
     (re.compile(r"\[([,;:!?.—])\]"), r"\1"),
+    (re.compile(r"\[(?:Greek|Hebrew|Aramaic|Latin): *([^\]\n]+?) *\]"), r"\1"),
 ]
 
 # What may follow an apostrophe that opens a word: 'tis, 'em, the '80s.
@@ -86,6 +109,9 @@ _ELISION = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[\w']+")
+
+_KEPT_BLANK = "\0"
+_NAME_LEFT_OUT = re.compile(r"(?<=\w)( ?)(?:-{3,}|—{2,}) (?=\w)")
 
 
 class Cleaned(NamedTuple):
@@ -210,11 +236,19 @@ def _find_marker(lines: Sequence[str], marker: str, start: int) -> int:
 def drop_page_numbers(text: str) -> str:
     """Drops bracketed numbers where they are those of pages: `[3]` within the prose.
 
-    They count up, and each occurs once; a footnote's number occurs at its mark and at its note.
+    They count up, each occurs once, and a blank stands before them; a footnote's number follows
+    its word, and occurs at its note, too.
     """
-    numbers = [int(number) for number in _BRACKETED.findall(text)]
+    marks = [*_BRACKETED.finditer(text)]
+    numbers = [int(mark[1]) for mark in marks]
     steps = sum(after == before + 1 for before, after in pairwise(numbers))
-    if len(numbers) < LEAST_PAGES or 10 * steps < 9 * len(numbers):
+    attached = sum(mark.start() > 0 and not text[mark.start() - 1].isspace() for mark in marks)
+    if (
+        len(numbers) < LEAST_PAGES
+        or 10 * steps < 9 * len(numbers)
+        or 10 * len({*numbers}) < 9 * len(numbers)
+        or 2 * attached > len(numbers)
+    ):
         return text
     return re.sub(r"\[\d{1,4}\](?: (?=\S))?", "", text)
 
@@ -271,9 +305,7 @@ def _is_furniture(block: Sequence[str]) -> bool:
     text = " ".join(line.strip().replace("_", "") for line in block)
     return bool(
         not any(map(str.isalnum, text))
-        or re.fullmatch(
-            r"(?:THE )?END\.?|FINIS\.?|(?:FOOT)?NOTES?(?: TO .{0,60})?[.:]?", text, re.IGNORECASE
-        )
+        or _FURNITURE.fullmatch(text)
         or _EDITORS_NOTE.match(text)
         or _PROVENANCE.fullmatch(text)
         or (text.startswith("TO ") and block[0].strip("_ ") == "TO" and len(block) < 8)
@@ -309,15 +341,17 @@ def unwrap(block: Sequence[str], width: int) -> str:
     forced = [len(line) + 1 + len(after.split()[0]) > width - 2 for line, after in pairs]
     broken_sentence = [after.lstrip(" _")[:1].islower() for _, after in pairs]
     indent = min(len(line) - len(line.lstrip()) for line in block)
-    if _is_verse(forced, broken_sentence, indent):
+    if _is_verse(forced, broken_sentence, indent) and not _is_narrow_prose(block, broken_sentence):
         joined = [f and b for f, b in zip(forced, broken_sentence, strict=True)]
     else:
         joined = [True] * len(pairs)
     text = block[0].strip()
     for (_, line), join in zip(pairs, joined, strict=True):
         # These texts break words only at hyphens that are their own: "to-|morrow".
-        hyphenated = re.search(r"\w-$", text) and line.strip()[0].isalnum()
-        text += ("\n" if not join else "" if hyphenated else " ") + line.strip()
+        # A dash of two hyphens may be parted: "-|-".
+        after = line.strip()
+        hyphenated = re.search(r"\w-$", text) and (after[0].isalnum() or after[0] == "-")
+        text += ("\n" if not join else "" if hyphenated else " ") + after
     return text
 
 
@@ -333,6 +367,19 @@ def _is_verse(forced: Sequence[bool], broken_sentence: Sequence[bool], indent: i
     )
 
 
+def _is_narrow_prose(block: Sequence[str], broken_sentence: Sequence[bool]) -> bool:
+    """Whether it is wrapped as prose, though in a column narrower than that of the text.
+
+    Verse begins its lines with capitals; lists have shorter lines, tables columns.
+    """
+    breaks = len(broken_sentence)
+    return (
+        10 * sum(broken_sentence) >= 7 * breaks
+        and sum(len(line.strip()) for line in block[:-1]) >= LEAST_PROSE_WIDTH * breaks
+        and not any(re.search(r"\S {3,}\S", line) for line in block)
+    )
+
+
 def _strip_notes(text: str) -> str:
     text = _PROVENANCE_IN_HEADING.sub("", drop_marks(text))
     return re.sub(r"\s*\(\s*\)", "", text)
@@ -340,22 +387,29 @@ def _strip_notes(text: str) -> str:
 
 def _tidy(text: str) -> str:
     """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
-    text = unicodedata.normalize("NFC", text.translate(_CHARACTERS)).replace("_", "")
+    text = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
+    text = re.sub("_{3,}", "---", text).replace("_", "")
     if any(sign in text for sign in "[^=~"):  # few paragraphs have one
         for pattern, replacement in _TRANSCRIBED:
             text = pattern.sub(replacement, text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
+    # A long dash in place of a name is the end of a word, or one of its own: "Lord L---- was".
+    text = _NAME_LEFT_OUT.sub(lambda m: f"{_KEPT_BLANK * len(m[1])}—{_KEPT_BLANK}", text)
     text = re.sub(r"-{2,}|—{2,}", "—", text)
     text = re.sub(r":-(?=\s|$)", ":—", text)
     text = re.sub(r"(?<=[^\s—]) *— *(?=[^\s—])", "—", text)
     text = re.sub(r" ?\.(?: \.){2,}", lambda dots: "." * dots[0].count("."), text)
     text = re.sub(r"(\.{3,})(?=\w)", r"\1 ", text)
-    text = re.sub(r" +", " ", text)
+    text = re.sub(r" +", " ", text.replace(_KEPT_BLANK, " "))
     text = re.sub(r" (?=[,;:.!?](?:\s|$))", "", text)
     lines = (line.strip(" |") for line in text.split("\n"))
     text = "\n".join(line for line in lines if line.strip("-—+="))  # no rules and boxes
     opening = _DROP_CAP.match(text)
-    return opening[0].capitalize() + text[opening.end() :] if opening else text
+    if not opening:
+        return text
+    first, *rest = opening["capitals"].split()
+    lowered = [first.capitalize(), *(word if word == "I" else word.lower() for word in rest)]
+    return opening["quote"] + " ".join(lowered) + text[opening.end() :]
 
 
 def double_quotes(paragraphs: Sequence[str]) -> list[str]:

@@ -12,15 +12,20 @@ LONGEST = 5000
 """Characters of a note in brackets; a bracket that closes later than that does not belong to it."""
 
 _BRACKETED = re.compile(
-    r"\[(?:Illustrations?|Illustrated|Picture|Foot-?note|Sidenote|Greek|Device|Decoration|Colophon"
-    r"|Frontispiece|Transcriber|Tr\.? Note|TN|Etext|E-text|Publisher['’]s [Dd]evice)\b"  # noqa: RUF001
+    r"\[(?:\* ?)?(?:Illustrations?|Illustrated|Picture|Foot-?note|Sidenote|Greek(?!:)|Note(?=:)"
+    r"|Device|Decoration|Colophon|Frontispiece|Transcriber|Tr\.? Note|TN|Etext|E-text"
+    r"|Publisher['’]s [Dd]evice)\b"  # noqa: RUF001
     r"|\{(?:Painting|Picture|Illustration|Footnote|Transcriber|this paragraph)\b",
     re.IGNORECASE,
 )
 _CLOSING = {"[": "]", "{": "}"}
 # Marks that are never an author's own text.
 _SURE_MARK = re.compile(
-    r"\{\*?\d+[a-z]?\}|\{\*\}|\(\*\d*\)|\[(?:\d+(?:\.\d+)?|\*+| )\]|\{(?:sic|superscript)\}"
+    r"\{\*?\d+[a-z]?\}|\{\*\}|\(\*\d*\)|\[(?:\d+(?:\.\d+)?|\*+| )\]"
+    r"|\{(?:sic|superscript|image|\d+\*)\}|<\d{1,2}>"
+    r"|(?<=[a-zà-ÿ.,;:!?\"'”’)])\[[A-Z+]\](?=[\s.,;:—\"”]|$)"  # noqa: RUF001
+    # Of a note that is not there any more; asterisks in a row stand for what is left out.
+    r"|(?<=[A-Za-zÀ-ÿ.,!?;][A-Za-zÀ-ÿ,.;:!?\"'”’)])(?:\+|\*(?! ?\*))(?=[\s,;:.—\"”]|$)"  # noqa: RUF001
 )
 # Pater's notes begin with the page that they stand on, and their mark.
 _SURE_NOTE = re.compile(

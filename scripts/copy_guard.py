@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     }
     rates = {guarded: tokens[guarded] / seconds[guarded] for guarded in (False, True)}
     result = {
-        "checkpoint": str(arguments.checkpoint),
+        "checkpoint": Path(arguments.checkpoint).name,
         "words": words,
         "tokens a sample": TOKENS,
         "slots": SLOTS,

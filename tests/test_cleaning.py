@@ -88,6 +88,20 @@ def test_a_dedication_goes() -> None:
     assert cleaned("THE TALE\n\n     TO\n A FRIEND\n\nIt began.") == "THE TALE\n\nIt began."
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["END OF ACT I.", "End of Vol. II", "[End of Vol. I]", "THE END OF THE FIRST VOLUME.",
+     "Notes—Berenice", "~~~ End of Text ~~~", "PRINTED IN GREAT BRITAIN BY R. & R. CLARK"],
+)  # fmt: skip
+def test_ends_of_parts_and_printers_go(line: str) -> None:
+    assert cleaned(f"It ended.\n\n{line}\n\nIt began.") == "It ended.\n\nIt began."
+
+
+@pytest.mark.parametrize("line", ["The end of the road.", "Notes were sung.", "Printed words"])
+def test_prose_that_begins_like_them_stays(line: str) -> None:
+    assert cleaned(f"It ended.\n\n{line}") == f"It ended.\n\n{line}"
+
+
 def test_stage_directions_stay() -> None:
     text = "[_Enter_ PARKER.]\n\nPARKER.  [_Bowing_.]  My lady."
     assert cleaned(text) == "[Enter PARKER.]\n\nPARKER. [Bowing.] My lady."
@@ -132,6 +146,44 @@ def test_a_verse_too_long_for_its_page_is_mended() -> None:
     assert last.count("\n") == 1
 
 
+def test_prose_in_a_narrow_column_is_joined() -> None:
+    direction = (
+        "     (Nicola comes back with the coat and brings it to\n"
+        "     the major, who can hardly believe his eyes, and\n"
+        "     puts it on.)\n"
+    )
+    last = cleaned(f"{WRAPPED}\n\n{direction}\n").split("\n\n")[-1]
+    assert last == (
+        "(Nicola comes back with the coat and brings it to the major, who can hardly believe his"
+        " eyes, and puts it on.)"
+    )
+
+
+def test_a_list_of_short_lines_is_not_joined() -> None:
+    lines = "the key of the cellar\nthe lamp\nthe book of the dead\n"
+    assert cleaned(f"{WRAPPED}\n\n{lines}").endswith(lines.strip())
+
+
+def test_a_dash_parted_at_the_end_of_a_line_is_one_dash() -> None:
+    text = WRAPPED.replace("a\nsound that none", "a-\n-sound that none")
+    assert "with it came a—sound that" in cleaned(text)
+
+
+# Page numbers
+
+
+def test_page_numbers_within_the_prose_go() -> None:
+    text = "\n\n".join(f"The fog of day {i} [{i}] came again." for i in range(1, 40))
+    assert cleaned(text).startswith("The fog of day 1 came again.\n\nThe fog of day 2 came")
+
+
+def test_marks_of_notes_are_no_page_numbers() -> None:
+    marked = "\n\n".join(f"The fog came.[{i}] Then it went." for i in range(1, 40))
+    notes = "\n\n".join(f"[{i}] So says the clerk of parish {i}." for i in range(1, 40))
+    assert cleaned(marked).count("The fog came. Then it went.") == 39
+    assert cleaned(f"{marked}\n\n{notes}") == cleaned(marked)
+
+
 # Typography
 
 
@@ -145,6 +197,18 @@ def test_a_verse_too_long_for_its_page_is_mended() -> None:
         ("the end...a beginning", "the end... a beginning"),
         ("IT was the night.", "It was the night."),
         ("A YEAR ago I came.", "A year ago I came."),
+        ("IT WAS expected.", "It was expected."),
+        ("AS I viewed it.", "As I viewed it."),
+        ("I HAD no doubt.", "I had no doubt."),
+        ("AND Marius, for once,", "And Marius, for once,"),
+        ("“CONSECUTIVE upon it.”", '"Consecutive upon it."'),
+        ("WIT, n. The salt of it.", "WIT, n. The salt of it."),
+        ("THOMAS Ay, ay.", "THOMAS Ay, ay."),
+        ("ELSIE I will be true.", "ELSIE I will be true."),
+        ("Lord L---- was there.", "Lord L— was there."),
+        ("on the ---- day of ----, I", "on the — day of—, I"),
+        ("D_____ was here.", "D— was here."),
+        ("of [Greek: phengos x] and", "of phengos x and"),
         ("1927–28", "1927-28"),
         ("Dear Sir:- Come.", "Dear Sir:—Come."),
         ("two  spaces , and\ta tab", "two spaces, and a tab"),

@@ -170,7 +170,7 @@ def test_a_cancelled_text_frees_its_slots_within_a_turn_and_the_next_one_comes_i
 
 def test_a_blend_of_more_voices_than_slots_is_refused(tokenizer: Tokenizer) -> None:
     config = slots_of("gemma").config
-    engine = Engine(Slots(Sampler(config), loud_params(config), 2), tokenizer)
+    engine = Engine(Slots(Sampler(config, dtype=jnp.bfloat16), loud_params(config), 2), tokenizer)
     settings = Settings(Sampling(), 5, {"wilde": 0.3, "lovecraft": 0.3}, None)
     with pytest.raises(UserError, match="2 voices"):
         engine.submit(Text(np.array([300], np.int32), settings, 1, print))

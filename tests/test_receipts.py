@@ -47,6 +47,21 @@ def test_each_sample_can_be_had_again(
     assert lines(trained) == written  # a replay leaves no receipt
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_replay_computes_in_the_type_of_the_receipt(
+    trained: Workplace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("gothic_jax.writing.writer.decoding_dtype", lambda _: dtype)
+        assert chat(trained, "--temperature", "1.5", "--top-k", "0", "--max-tokens", "60") == 0
+    assert lines(trained)[-1]["dtype"] == dtype
+    assert main(["--replay", str(trained.out_dir / "samples.jsonl")]) == 0
+    assert "the same text" in capsys.readouterr().err
+
+
 def test_a_prompt_gets_the_typography_of_the_training_text(
     trained: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +156,7 @@ def test_a_text_that_comes_out_otherwise_is_told_with_what_differs(
         {"blend": {"wilde": 0}},
         {"circumstances": {"jax": 1}},
         {"iteration": 77},
+        {"dtype": "float16"},
         {"prompt": ""},
         {"prompt": "\ud800"},
         {"more": 1},

@@ -181,7 +181,8 @@ def _replay(argv: Sequence[str], arguments: argparse.Namespace) -> int:
         loaded = novelty.load_for(meta.config, meta.train_sha256, arguments.train_file)
         index = loaded.words
     with out_of_memory_reported("write with --device cpu"):
-        return replay(Writer.load(checkpoint, device), checkpoint, receipt, index)
+        writer = Writer.load(checkpoint, device, dtype=receipt.dtype)
+        return replay(writer, checkpoint, receipt, index)
 
 
 if __name__ == "__main__":

@@ -271,6 +271,7 @@ class Chat:
                 given_prompt=None if given == prompt else given,
                 slots=self._slots(settings) if self._copy_guard else None,
                 copy_guard=self._copy_guard and self._copy_guard.words,
+                dtype=self.writer.dtype,
             )
             for number, text in shown.items()
         ]

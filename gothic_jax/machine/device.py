@@ -1,9 +1,11 @@
 """The devices of this machine: which to use, how fast they can be, how much memory they use."""
 
 import contextlib
+import functools
 import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,6 +64,28 @@ def memory_peak(device: jax.Device) -> int:
     if statistics and "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def decoding_dtype(device: jax.Device) -> str:
+    """The type of weights and activations in which a model writes fastest on a device.
+
+    bfloat16, of which a token reads half as many bytes; float32 on a CPU without AMX, for which
+    XLA has no fast product of a few rows in bfloat16 (docs/performance.md has both measured).
+    """
+    if device.platform == "cpu" and "amx_bf16" not in cpu_flags():
+        return "float32"
+    return "bfloat16"
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, as Linux names it; nothing where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 def tree_bytes(tree: Any) -> int:

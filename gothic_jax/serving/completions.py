@@ -207,6 +207,7 @@ async def _choices(
                 slots=service.slots,
                 copy_guard=request.copy_guard,
                 stop=tuple(request.stop),
+                dtype=writer.dtype,
             )
             logprobs = None
             if request.likeliest is not None:

@@ -20,6 +20,8 @@ from gothic_jax.checkpoints.checkpoint import locate
 from gothic_jax.checkpoints.saver import SaveFailure, Saver, delete_checkpoints
 from gothic_jax.errors import UserError
 from gothic_jax.machine.device import (
+    decoding_dtype,
+    default_device,
     memory_peak,
     out_of_memory_reported,
     refuse_beyond_memory,
@@ -180,7 +182,7 @@ class Loop:
         self._hits = compass.hit_function(*model)
         self.reading: compass.Reading | None = None
         """The compass after the last evaluation, if this process made one."""
-        self._sampler = Sampler(run.shape)
+        self._sampler = Sampler(run.shape, dtype=decoding_dtype(default_device()))
 
     def go(self) -> Outcome:
         """Goes through the iterations."""

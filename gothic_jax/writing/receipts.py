@@ -48,6 +48,8 @@ class Receipt:
     """Words of the shortest span that it was kept from copying."""
     stop: tuple[str, ...] = ()
     """The strings to stop at."""
+    dtype: str = "bfloat16"
+    """The type that it was computed in."""
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -130,6 +132,8 @@ def _checked(value: Any) -> Receipt:
             type(value[name]) is not int or not 1 <= value[name] <= most
         ):
             raise ValueError(f"its {name} is {value[name]!r}")
+    if value["dtype"] not in ("bfloat16", "float32"):
+        raise ValueError(f"its dtype is {value['dtype']!r}")
     if not all(isinstance(stop, str) and stop for stop in value["stop"]):
         raise ValueError(f"its stop is {value['stop']!r}")
     if not 1 <= value["sample"] <= value["samples"] <= MAX_SAMPLES:

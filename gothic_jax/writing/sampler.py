@@ -114,9 +114,9 @@ class Sampler:
     stream through memory.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: Any) -> None:
         self.config = config
-        self.dtype = dtype
+        self.dtype = jnp.dtype(dtype)
         self._laid_out: tuple[Params, Params] | None = None
         self.prefill = jax.jit(self._prefill_chunk, donate_argnums=(1,))
         self._decode = jax.jit(self._decode_chunk, donate_argnums=(1,), static_argnums=(6,))

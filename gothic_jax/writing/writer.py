@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from gothic_jax.checkpoints.checkpoint import Checkpoint
 from gothic_jax.errors import UserError
+from gothic_jax.machine.device import decoding_dtype
 from gothic_jax.measuring import style
 from gothic_jax.measuring.predictions import DistributionFunction, Predictions, distributions_on
 from gothic_jax.measuring.scoring import LossFunction, losses_on
@@ -47,17 +48,22 @@ class Writer:
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, device: jax.Device, tokenizer: Tokenizer | None = None
+        cls,
+        checkpoint: Checkpoint,
+        device: jax.Device,
+        tokenizer: Tokenizer | None = None,
+        dtype: str | None = None,
     ) -> "Writer":
         """The writer of a checkpoint, with its own tokenizer unless another is given.
 
-        Raises UserError where checkpoint and tokenizer do not fit.
+        It computes in `dtype`; by default in what `decoding_dtype` says. Raises UserError where
+        checkpoint and tokenizer do not fit.
         """
         config = checkpoint.meta.model_config
         compute_dtype = checkpoint.meta.config["compute_dtype"]
         return cls(
             checkpoint.params(SingleDeviceSharding(device)),
-            Sampler(config),
+            Sampler(config, dtype=dtype or decoding_dtype(device)),
             tokenizer or checkpoint.tokenizer,
             losses_on(device, config, compute_dtype),
             distributions_on(device, config, compute_dtype),
@@ -67,6 +73,11 @@ class Writer:
     def voices(self) -> Sequence[str]:
         """The voices that the model knows, without `any`."""
         return [*self.tokenizer.voices]
+
+    @property
+    def dtype(self) -> str:
+        """The type that it computes in."""
+        return str(self._sampler.dtype)
 
     @property
     def block_size(self) -> int:

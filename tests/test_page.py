@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from gothic_jax.checkpoints.release import GOTHIC_DANDY
 from tests.common import DARK, WITTY, Workplace, process, run, text_of, wait_for
 
 pytestmark = pytest.mark.long
@@ -39,16 +40,16 @@ DEEP = "<img src=x onerror=\"console.error('ran')\"><script>console.error('ran')
 
 
 class Server:
-    """`gothic-serve` on one port, with the tiny model and an index of its training text."""
+    """`gothic-serve` on one port, in a folder of texts."""
 
-    def __init__(self, checkpoint: Path, texts: Path) -> None:
+    def __init__(self, checkpoint: Path, texts: Path, *options: str) -> None:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
         self._texts = texts
         self._arguments = ["--checkpoint", str(checkpoint), "--port", str(self.port)]
-        self._arguments += ["--train-file", str(texts / "mixed_train.txt")]
+        self._arguments += options
 
     def start(self) -> None:
         self._process = process("serve", self._arguments, self._texts)
@@ -61,13 +62,15 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(trained_once: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With the tiny model and an index of its training text."""
     texts = tmp_path_factory.mktemp("texts")  # of its own: other tests want a run without an index
     shutil.copy(trained_once.root / "mixed_train.txt", texts)
     (texts / "held_out.txt").write_text(text_of(9))  # long enough for a passage
     files = ["--file", str(texts / "mixed_train.txt"), "--held-out", str(texts / "held_out.txt")]
     indexed = run("index", files, texts)
     assert indexed.returncode == 0, indexed.stderr
-    started = Server(trained_once.out_dir / "latest", texts)
+    train_file = ["--train-file", str(texts / "mixed_train.txt")]
+    started = Server(trained_once.out_dir / "latest", texts, *train_file)
     started.start()
     yield started
     started.stop()
@@ -348,6 +351,53 @@ def test_voices_are_taken_out_and_added_and_weighed(desk: Desk) -> None:
     desk.page.get_by_label("Add a voice").select_option("wilde")
     desk.continues()
     expect(desk.current).to_contain_text("Wilde")
+
+
+def test_three_voices_are_mixed_compared_and_told_apart(browser: Any, tmp_path: Path) -> None:
+    started = Server(GOTHIC_DANDY, tmp_path)
+    started.start()
+    try:
+        with desk_in(browser, started.url) as desk:
+            desk.set(max_tokens=24, seed=1)
+            desk.page.get_by_label("Add a voice").select_option("poe")
+            expect(desk.page.locator("#between")).to_be_hidden()
+            for voice, weight in (("Wilde", "0.25"), ("Lovecraft", "0.25"), ("Poe", "0.5")):
+                desk.page.get_by_label(f"Weight of {voice}", exact=True).fill(weight)
+            desk.type(BEGINNING)
+            desk.continues()
+            expect(desk.current).to_contain_text("Wilde 0.25, Lovecraft 0.25, Poe 0.5")
+            desk.measured()
+            expect(desk.measures).to_contain_text("Poe: ")
+            desk.press("Control+.")
+            for voice in ("Wilde", "Lovecraft", "Poe"):
+                expect(desk.page.locator("#choices-columns")).to_contain_text(voice, timeout=SLOW)
+            (piece,) = [one for one in block(desk.download())["pieces"] if "blend" in one]
+            assert piece["blend"] == {"wilde": 0.25, "lovecraft": 0.25, "poe": 0.5}
+    finally:
+        started.stop()
+
+
+def test_a_browser_asks_for_the_key_and_writes_with_it(
+    browser: Any, trained_once: Workplace, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("the-key-of-the-house-on-the-hill\n")
+    options = ["--api-key-file", str(tmp_path / "key")]
+    started = Server(trained_once.out_dir / "latest", tmp_path, *options)
+    started.start()
+    try:
+        context = browser.new_context()
+        # The browser asks for a password; nobody answers.
+        with pytest.raises(playwright.Error, match="INVALID_AUTH_CREDENTIALS"):
+            context.new_page().goto(started.url)
+        context.close()
+        # What a person types into the browser's prompt.
+        key = {"username": "", "password": "the-key-of-the-house-on-the-hill"}
+        with desk_in(browser, started.url, http_credentials=key) as desk:
+            desk.set(max_tokens=24, seed=1)
+            desk.type(BEGINNING)
+            assert len(desk.continues()) > len(BEGINNING)
+    finally:
+        started.stop()
 
 
 def test_moving_the_slider_while_it_writes_goes_on_with_the_new_mix(desk: Desk) -> None:

@@ -56,11 +56,14 @@ def build(service: Service, allowed: Allowed) -> Starlette:
             404: "there is nothing at this address",
             405: "this address takes no such method",
         }
-        return error_response(
+        response = error_response(
             RequestError(
                 message.get(status, "an error of the server's; see its output"), status=status
             )
         )
+        # With 405 come the methods that the address takes.
+        response.headers.update((isinstance(error, HTTPException) and error.headers) or {})
+        return response
 
     texts, chats = (functools.partial(complete, chat=chat) for chat in (False, True))
     app = Starlette(

@@ -142,10 +142,8 @@ async def complete(service: Service, http: HttpRequest, *, chat: bool) -> Respon
     if service.thread.engine.waiting + len(texts) > MAX_WAITING:
         raise RequestError("too many texts are waiting; try again in some seconds", status=429)
     service.thread.submit(*texts)
-    answer, news_of_texts = (
-        _Answer(request, head, choices, prompt_tokens),
-        _news(service, texts, news),
-    )
+    answer = _Answer(request, head, choices, prompt_tokens)
+    news_of_texts = _news(service, texts, news)
     if request.stream:
         return _Stream(_events(service, answer, news_of_texts), texts)
     return JSONResponse(await unless_gone(http, _whole(service, answer, news_of_texts)))

@@ -84,8 +84,9 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Texts that have no slot yet."""
-        return len(self._waiting)
+        """Texts that have no slot yet, and that somebody still wants."""
+        # Copied, since other threads ask, too.
+        return sum(not text.cancelled for text in [*self._waiting])
 
     @property
     def free(self) -> int:

@@ -41,6 +41,7 @@ PROMPTS = ("The", "It was", "There is", "In the", "When I", "He had", "And so", 
 FOLDS = 10
 SHORTEST = 20
 REPEATED_WORDS = 3
+DEFAULT = Sampling()
 
 
 class Passages(NamedTuple):
@@ -93,13 +94,18 @@ def leaving_works_out(known: Passages, folds: int) -> dict[str, dict[str, float]
 
 
 def written(
-    writer: Writer, blend: dict[str, float], per_prompt: int, max_tokens: int, seed: int
+    writer: Writer,
+    blend: dict[str, float],
+    per_prompt: int,
+    max_tokens: int,
+    seed: int,
+    sampling: Sampling = DEFAULT,
 ) -> list[str]:
     """What the model writes after each of PROMPTS, which are left out themselves.
 
     Texts of under SHORTEST words, which say nothing of a voice, are left out too.
     """
-    settings = Settings(Sampling(), max_tokens, blend, seed)
+    settings = Settings(sampling, max_tokens, blend, seed)
     texts = []
     for number, prompt in enumerate(PROMPTS):
         samples = writer.write(writer.encode(prompt), settings, per_prompt, seed + number)
@@ -200,6 +206,24 @@ def originality_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sampling_table(report: dict[str, Any]) -> str:
+    """What other sampling settings would change, as Markdown."""
+    theirs = report["originality"]["held out"]["repeated"]
+    lines = [
+        "| temperature, top-k, top-p | attributed to the right voice | longest span: 99%"
+        f" | {REPEATED_WORDS}-grams repeated | of the held-out works' |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["sampling"]:
+        name = ", ".join(f"{value:g}" for value in row["sampling"])
+        times = f"{row['repeated'] / theirs:.2f} times" if theirs else "they repeat none"
+        lines.append(
+            f"| {name} | {_listed(row['right'])} | {row['longest_p99']:.0f} words |"
+            f" {row['repeated']:.2%} | {times} |"
+        )
+    return "\n".join(lines)
+
+
 def _voices(arguments: Any, writer: Writer, held_out: Path) -> list[str]:
     """The voices asked about, in order; raises UserError where the model does not know one."""
     validated = {work.voice for work in split_works(read_text(held_out))}
@@ -225,6 +249,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--per-prompt", type=int, default=64, help="texts for each prompt")
     parser.add_argument("--words", type=int, default=PASSAGE_WORDS, help="of a work's passage")
     parser.add_argument("--folds", type=int, default=FOLDS)
+    parser.add_argument(
+        "--sampling",
+        type=_sampling,
+        nargs="+",
+        default=[],
+        metavar="T,K,P",
+        help="also measure these temperatures, top-k and top-p",
+    )
     arguments = parser.parse_args(argv)
 
     for name, least in (("per_prompt", 1), ("words", SHORTEST), ("folds", 2)):
@@ -267,8 +299,8 @@ def main(argv: Sequence[str]) -> None:
     # A word is about four thirds of a token.
     max_tokens = math.ceil(arguments.words * 4 / 3)
 
-    def texts_of(blend: dict[str, float]) -> list[str]:
-        texts = written(writer, blend, arguments.per_prompt, max_tokens, seed=0)
+    def texts_of(blend: dict[str, float], sampling: Sampling = DEFAULT) -> list[str]:
+        texts = written(writer, blend, arguments.per_prompt, max_tokens, 0, sampling)
         if not texts:
             raise UserError(f"the model writes nothing of {SHORTEST} words; train it longer")
         return texts
@@ -284,6 +316,14 @@ def main(argv: Sequence[str]) -> None:
     report["originality"]["held out"] = originality(index, theirs)
     if len(voices) == 2:
         report["blends"] = [*_blends(voices, own, texts_of, classifier)]
+    report["sampling"] = []
+    for sampling in arguments.sampling:
+        by_voice = {voice: texts_of({voice: 1.0}, sampling) for voice in voices}
+        right = [classifier.predict(texts) == voice for voice, texts in by_voice.items()]
+        report["sampling"].append(
+            {"sampling": sampling, "right": share_right(np.concatenate(right))}
+            | originality(index, [text for texts in by_voice.values() for text in texts])
+        )
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.picture is not None:
@@ -291,7 +331,22 @@ def main(argv: Sequence[str]) -> None:
     tables = [attribution_table(report), originality_table(report)]
     if report["blends"]:
         tables.insert(1, blend_table(report))
+    if report["sampling"]:
+        tables.append(sampling_table(report))
     print("\n\n".join(tables))
+
+
+def _sampling(given: str) -> Sampling:
+    """The settings of a text such as 0.8,40,0.9. Raises UserError."""
+    try:
+        temperature, top_k, top_p = given.split(",")
+        sampling = Sampling(float(temperature), int(top_k), float(top_p))
+    except ValueError:
+        raise UserError(
+            f"--sampling {given!r} must be temperature, top-k and top-p: 0.8,40,0.9"
+        ) from None
+    sampling.validate()
+    return sampling
 
 
 def _blends(

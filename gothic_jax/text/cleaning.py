@@ -370,14 +370,20 @@ def _is_verse(forced: Sequence[bool], broken_sentence: Sequence[bool], indent: i
 def _is_narrow_prose(block: Sequence[str], broken_sentence: Sequence[bool]) -> bool:
     """Whether it is wrapped as prose, though in a column narrower than that of the text.
 
-    Verse begins its lines with capitals; lists have shorter lines, tables columns.
+    Verse begins its lines with capitals, or does not fill them; lists have shorter lines, tables
+    columns.
     """
-    breaks = len(broken_sentence)
-    return (
-        10 * sum(broken_sentence) >= 7 * breaks
-        and sum(len(line.strip()) for line in block[:-1]) >= LEAST_PROSE_WIDTH * breaks
-        and not any(re.search(r"\S {3,}\S", line) for line in block)
-    )
+    lines = [line.strip() for line in block]
+    if len(lines) < 2 or any(re.search(r"\S {3,}\S", line) for line in lines):
+        return False
+    average = sum(map(len, lines[:-1])) / len(broken_sentence)
+    # What is not indented is seldom verse.
+    least = 7 if any(line[0].isspace() for line in block) else 3
+    if average >= LEAST_PROSE_WIDTH and 10 * sum(broken_sentence) >= least * len(broken_sentence):
+        return True
+    width = max(map(len, lines))
+    filled = all(len(line) + 1 + len(after.split()[0]) > width for line, after in pairwise(lines))
+    return width >= LEAST_PROSE_WIDTH and any(broken_sentence) and filled
 
 
 def _strip_notes(text: str) -> str:

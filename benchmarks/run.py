@@ -243,13 +243,18 @@ def decode_cases(on_gpu: bool) -> Iterator[tuple[str, list[Entry]]]:
             )
 
 
-def tiny(entry: Entry) -> Entry:
-    """The entry with so small a model that it takes seconds anywhere."""
-    model = dataclasses.replace(entry.case.model, vocab_size=64, n_layer=1, n_head=2, n_embd=16)
-    case = dataclasses.replace(entry.case, model=model)
-    return entry._replace(
-        case=dataclasses.replace(case, iterations=1) if isinstance(case, Train) else case
-    )
+def tiny(title: str, entries: Sequence[Entry]) -> tuple[str, list[Entry]]:
+    """The comparison with so small a model and batch that it takes seconds anywhere."""
+    shrunk = []
+    for system, case in entries:
+        model = dataclasses.replace(case.model, vocab_size=64, n_layer=1, n_head=2, n_embd=16)
+        if isinstance(case, Train):
+            title = title.replace(f" {case.batch} x", " 2 x")
+            small: Case = dataclasses.replace(case, model=model, batch=2, iterations=1)
+        else:
+            small = dataclasses.replace(case, model=model)
+        shrunk.append(Entry(system, small))
+    return f"tiny {title}", shrunk
 
 
 def growth(device: str, on_gpu: bool, rounds: int) -> list[Row]:
@@ -460,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     comparisons = [*train_cases(as_on_gpu)] if "train" in parts else []
     comparisons += decode_cases(as_on_gpu) if "decode" in parts else []
     if arguments.tiny:
-        comparisons = [(f"tiny {title}", [*map(tiny, of)]) for title, of in comparisons]
+        comparisons = [tiny(*comparison) for comparison in comparisons]
     for title, entries in comparisons:
         if arguments.only in title and not (arguments.resume and results.has(title)):
             print(results.add(compare(title, entries, device, arguments.rounds)), flush=True)

@@ -118,5 +118,5 @@ def test_a_benchmark_that_was_stopped_measures_only_what_is_missing(
         benchmark.main([*arguments, "--output", output])
     for _ in range(2):
         benchmark.main([*arguments, "--output", output])
-    gpt2, gemma = "tiny train gpt2, 16 x 4 x 384", "tiny train gemma, 16 x 4 x 384"
+    gpt2, gemma = "tiny train gpt2, 2 x 4 x 384", "tiny train gemma, 2 x 4 x 384"
     assert measured == [gpt2, gemma, gemma]

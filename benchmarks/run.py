@@ -120,9 +120,13 @@ def compare(title: str, entries: Sequence[Entry], device: str, rounds: int) -> l
     able = {entry: worker for entry, worker in workers.items() if "unable" not in worker.facts}
     runs: dict[Entry, list[dict[str, float]]] = {entry: [] for entry in able}
     for _ in range(rounds):
-        for entry, worker in able.items():
+        for entry, worker in [*able.items()]:
             time.sleep(PAUSE)
-            runs[entry].append(worker.run())
+            try:
+                runs[entry].append(worker.run())
+            except RuntimeError as error:  # the others, and the other cases, are still worth it
+                worker.facts = {"unable": str(error)}
+                del able[entry]
     for worker in workers.values():
         worker.close()
     rates = {
@@ -237,6 +241,20 @@ def decode_cases(on_gpu: bool) -> Iterator[tuple[str, list[Entry]]]:
                     for system, dtype in systems
                 ],
             )
+
+
+def tiny(title: str, entries: Sequence[Entry]) -> tuple[str, list[Entry]]:
+    """The comparison with so small a model and batch that it takes seconds anywhere."""
+    shrunk = []
+    for system, case in entries:
+        model = dataclasses.replace(case.model, vocab_size=64, n_layer=1, n_head=2, n_embd=16)
+        if isinstance(case, Train):
+            title = title.replace(f" {case.batch} x", " 2 x")
+            small: Case = dataclasses.replace(case, model=model, batch=2, iterations=1)
+        else:
+            small = dataclasses.replace(case, model=model)
+        shrunk.append(Entry(system, small))
+    return f"tiny {title}", shrunk
 
 
 def growth(device: str, on_gpu: bool, rounds: int) -> list[Row]:
@@ -361,6 +379,10 @@ class Results:
             if old["machine"] == machine:  # otherwise these rows would not stand side by side
                 self._rows = [Row(**row) for row in old["rows"]]
 
+    def has(self, case: str) -> bool:
+        """Whether the case was measured, on this machine, with these versions and today."""
+        return any(row.case == case for row in self._rows)
+
     def add(self, rows: Sequence[Row]) -> str:
         """Writes the rows, in JSON and as a table; returns their own table."""
         cases = {row.case for row in rows}
@@ -412,6 +434,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="some of these, with commas")
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each system")
+    parser.add_argument(
+        "--tiny", action="store_true", help="train and decode as on a GPU, with a tiny model"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what a run that was stopped has trained and decoded",
+    )
     parser.add_argument("--output", type=Path, help="the JSON file to write")
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
@@ -431,10 +461,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     output = arguments.output or RESULTS / f"{'gpu' if on_gpu else 'cpu'}.json"
     results = Results(output, _machine(device))
-    comparisons = [*train_cases(on_gpu)] if "train" in parts else []
-    comparisons += decode_cases(on_gpu) if "decode" in parts else []
+    as_on_gpu = on_gpu or arguments.tiny
+    comparisons = [*train_cases(as_on_gpu)] if "train" in parts else []
+    comparisons += decode_cases(as_on_gpu) if "decode" in parts else []
+    if arguments.tiny:
+        comparisons = [tiny(*comparison) for comparison in comparisons]
     for title, entries in comparisons:
-        if arguments.only in title:
+        if arguments.only in title and not (arguments.resume and results.has(title)):
             print(results.add(compare(title, entries, device, arguments.rounds)), flush=True)
     if "growth" in parts:
         print(results.add(growth(device, on_gpu, max(2, arguments.rounds // 2))), flush=True)

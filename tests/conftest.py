@@ -5,6 +5,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=2"
 )
 
+# On a GPU, this process and those that tests start share its memory: none may take it all.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import shutil
 import signal
 from collections.abc import Iterator

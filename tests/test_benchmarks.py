@@ -79,3 +79,44 @@ def test_the_pytorch_peer_has_as_many_parameters(architecture: str) -> None:
     shape = Model(architecture)  # type: ignore[arg-type]
     theirs = sum(p.numel() for p in pytorch.build(torch, shape).parameters())
     assert theirs == parameter_count(abstract_params(_model(shape)))
+
+
+@pytest.mark.long
+def test_a_system_that_ends_while_it_runs_is_told_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = benchmark.Worker.run
+
+    def killed(worker: benchmark.Worker) -> dict[str, float]:
+        if worker.facts.get("compile"):  # of a training case of ours
+            return run(worker)
+        raise RuntimeError("its process ended with code -9: killed")
+
+    monkeypatch.setattr(benchmark.Worker, "run", killed)
+    entries = [Entry(OURS, CASES[0]), Entry(OURS, CASES[1])]
+    rows = [row for row in compare("tiny", entries, "cpu", rounds=2) if row.metric == "speed"]
+    assert rows[0].value is not None
+    assert (rows[1].value, rows[1].note) == (None, "its process ended with code -9: killed")
+
+
+def test_a_benchmark_that_was_stopped_measures_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(title: str, entries: list[Entry], *_: object, **__: object) -> list[Row]:
+        measured.append(title)
+        assert all(entry.case.model.n_embd == 16 for entry in entries)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return [Row(title, OURS, "speed", 1.0, "tokens/s")]
+
+    monkeypatch.setattr(benchmark, "compare", measure)
+    arguments = ["--device", "cpu", "--parts", "train", "--tiny", "--resume"]
+    output = str(tmp_path / "cpu.json")
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main([*arguments, "--output", output])
+    for _ in range(2):
+        benchmark.main([*arguments, "--output", output])
+    gpt2, gemma = "tiny train gpt2, 2 x 4 x 384", "tiny train gemma, 2 x 4 x 384"
+    assert measured == [gpt2, gemma, gemma]

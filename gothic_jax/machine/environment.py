@@ -15,6 +15,8 @@ from pathlib import Path
 
 import jax
 
+from gothic_jax import __version__
+
 PACKAGES = (
     "gothic-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "grain",
     "numpy",
@@ -24,8 +26,8 @@ WRITING = ("gothic-jax", "jax", "jaxlib", "tokenizers")
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """The installed versions of packages."""
-    return {name: metadata.version(name) for name in names}
+    """The versions of packages; this one's own is that of its files, installed or not."""
+    return {name: __version__ if name == "gothic-jax" else metadata.version(name) for name in names}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -427,6 +428,16 @@ def _device_name(device: str) -> str:
     )
 
 
+def file_name(device: str) -> str:
+    """The file of a device's results, so that those of one do not replace those of another.
+
+    Of what a CPU can do, the name has the last, which is the newest.
+    """
+    name, _, extensions = re.sub(r"\((?:R|TM)\)", "", device).partition(" (")
+    newest = extensions.rstrip(")").rpartition(", ")[2]
+    return "-".join(re.findall(r"[a-z0-9]+", f"{name} {newest}".lower())) + ".json"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
@@ -459,8 +470,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_gpu = device == "cuda"
     os.environ["JAX_PLATFORMS"] = device  # here and in every worker
 
-    output = arguments.output or RESULTS / f"{'gpu' if on_gpu else 'cpu'}.json"
-    results = Results(output, _machine(device))
+    machine = _machine(device)
+    output = arguments.output or RESULTS / file_name(machine["device"])
+    results = Results(output, machine)
     as_on_gpu = on_gpu or arguments.tiny
     comparisons = [*train_cases(as_on_gpu)] if "train" in parts else []
     comparisons += decode_cases(as_on_gpu) if "decode" in parts else []

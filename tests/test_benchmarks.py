@@ -50,6 +50,22 @@ def test_a_case_that_a_system_does_not_do_says_so() -> None:
     assert (row.value, row.note) == (None, "longer than the block size")
 
 
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        (
+            "Intel(R) Xeon(R) Processor, 2 cores (avx512f, avx512_bf16, amx_bf16)",
+            "intel-xeon-processor-2-cores-amx-bf16.json",
+        ),
+        ("AMD EPYC, 2 cores (avx512f, avx512_bf16)", "amd-epyc-2-cores-avx512-bf16.json"),
+        ("x86_64, 8 cores", "x86-64-8-cores.json"),
+        ("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3.json"),
+    ],
+)
+def test_each_device_has_a_file_of_its_own(device: str, name: str) -> None:
+    assert benchmark.file_name(device) == name
+
+
 def test_results_hold_machine_versions_date_and_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gothic_jax.checkpoints.checkpoint import leaf_name, locate
-from gothic_jax.commands import export
+from gothic_jax.commands import evaluate, export
 from gothic_jax.machine import manifest
 from gothic_jax.model.gpt import init_params
 from gothic_jax.model.layouts import to_gguf, to_huggingface
@@ -23,6 +23,10 @@ from tests.common import TINY, Workplace, run
 runtimes = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("torch", "transformers", "xllamacpp")),
     reason="the programs that are exported for are not installed: scripts/install.sh ship",
+)
+trainer = pytest.mark.skipif(
+    any(importlib.util.find_spec(n) is None for n in ("torch", "transformers", "accelerate")),
+    reason="transformers cannot train here: scripts/install.sh ship",
 )
 GPT2 = ModelConfig(**vars(TINY) | {"architecture": "gpt2"})
 
@@ -175,6 +179,62 @@ def test_the_exported_files_are_the_same_model_elsewhere(
         assert f"| hf {dtype} |" in (folder / "hf" / "README.md").read_text()
         assert (folder / "ollama" / "Modelfile").is_file()
         manifest.verify(folder)
+
+
+STEPS = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+folder, text, place = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer(open(text).read())["input_ids"]
+windows = [ids[start : start + 32] for start in range(0, 32 * 8, 32)]
+rows = [{"input_ids": window, "labels": window} for window in windows]
+def loss():
+    batch = torch.tensor(windows)
+    with torch.no_grad():
+        return model.eval()(input_ids=batch, labels=batch).loss.item()
+losses = [loss()]
+for steps in (1, 8):
+    arguments = TrainingArguments(place, max_steps=steps, per_device_train_batch_size=8,
+        learning_rate=1e-3, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True)
+    last = Trainer(model=model, args=arguments, train_dataset=rows)
+    last.train()
+    losses.append(loss())
+last.save_model(place)
+tokenizer.save_pretrained(place)
+print(*losses)
+"""
+
+
+@trainer
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["gemma", "gpt2"])
+def test_transformers_trains_it_and_what_it_saves_opens_here(
+    workplace: Workplace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    architecture: str,
+) -> None:
+    assert workplace.train(**{"model.architecture": architecture}) == 0
+    folder, saved = tmp_path / "hf", tmp_path / "saved"
+    command = ["--checkpoint", str(workplace.out_dir), "--output", str(folder), "--to", "hf"]
+    assert export.main([*command, "--no-verify"]) == 0
+    text = workplace.root / "mixed_train.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, str(folder), str(text), str(saved)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    before, one, nine = map(float, done.stdout.splitlines()[-1].split())
+    assert nine < one < before
+    losses = []
+    for place in (folder, saved):
+        capsys.readouterr()
+        assert evaluate.main(["--checkpoint", str(place), "--file", str(text), "--json"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[1] < losses[0]
 
 
 WRONG = {

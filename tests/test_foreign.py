@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from gothic_jax.checkpoints.checkpoint import locate
 from gothic_jax.commands import chat, evaluate, export, train
+from gothic_jax.errors import UserError
 from gothic_jax.model.gpt import graph
 from tests.common import Workplace
 
@@ -115,6 +117,25 @@ def test_a_model_without_openers_gets_one_that_begins_as_the_end_of_a_text(
     assert chat.main(["--checkpoint", str(folder), "--max-tokens", "4"]) == 0
 
 
+def test_a_template_of_the_tokenizer_that_adds_no_token_is_let_pass(
+    exported_once: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported_once, tmp_path / "hf")
+    own = locate(str(folder)).tokenizer.sha256
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    # As transformers 5 saves it.
+    text = [{"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": text, "pair": text, "special_tokens": {}}
+    for specials, told in (({}, ""), ({"<s>": {"id": "<s>", "ids": [0]}}, "post_processor")):
+        tokenizer["post_processor"] = template | {"special_tokens": specials}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        if told:
+            with pytest.raises(UserError, match=told):
+                locate(str(folder))
+        else:
+            assert locate(str(folder)).tokenizer.sha256 == own
+
+
 def without_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -140,6 +161,12 @@ def one_missing(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
+def not_a_number(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, folder / "model.safetensors")
+
+
 def huge_header(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + content[8:])
@@ -162,12 +189,14 @@ def no_json(folder: Path) -> None:
         (lambda f: in_config(f, rope_parameters={"rope_type": "yarn"}), "rope_parameters"),
         (lambda f: in_config(f, vocab_size=2**20), "vocab_size"),
         (lambda f: in_config(f, hidden_size="wide"), "must be a whole number"),
+        (lambda f: in_config(f, hidden_size="wide " * 10_000), "[...]"),
         (lambda f: in_config(f, num_hidden_layers=1.0), "must be a whole number"),
         (without_tokenizer, "save_pretrained"),
         (link_to_itself, "there is no checkpoint"),
         (without_weights, "pytorch_model.bin is not read"),
         (other_shape, "model.norm.weight is F32[7]"),
         (one_missing, "model.norm.weight is missing"),
+        (not_a_number, "model.norm.weight holds a number that is not finite"),
         (huge_header, "header too large"),
         (no_json, "nested too deeply"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.common import Workplace
-from tests.torture import damage, inputs, kills, numbers
+from tests.torture import damage, foreign, inputs, kills, numbers
 from tests.torture.world import Figure, bound, faults_library
 
 pytestmark = pytest.mark.long
@@ -83,6 +83,13 @@ def test_batches_go_on_from_every_iteration(workplace: Workplace) -> None:
 
 def test_mutated_tokenizers_work_or_are_refused(workplace: Workplace) -> None:
     kept(inputs.tokenizers(workplace, 200), 200)
+
+
+@pytest.mark.parametrize("name", foreign.NUMBERS)
+def test_mutated_folders_of_other_programs_open_soundly_or_are_refused(
+    workplace: Workplace, name: str
+) -> None:
+    kept(foreign.folders(workplace, name, 40), 40)
 
 
 def test_settings_of_any_kind_are_taken_or_refused(workplace: Workplace) -> None:

@@ -5,6 +5,7 @@ compared with the configuration first; no code in it is run.
 """
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,9 +107,17 @@ class Foreign(NamedTuple):
                         "BF16",
                     ):
                         raise ValueError(f"{name} is {there.get_dtype()}{there.get_shape()}")
-                return {name: file.get_tensor(names[name]).astype(np.float32) for name in wanted}
+                return {name: _finite(name, file.get_tensor(names[name])) for name in wanted}
         except SafetensorError as error:
             raise ValueError(f"{WEIGHTS}: {error}") from error
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array in float32; raises ValueError where it would make every text NaN."""
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds a number that is not finite")
+    return array
 
 
 def is_foreign(folder: Path) -> bool:
@@ -137,7 +146,8 @@ def open_foreign(folder: Path) -> Foreign:
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     except (RuntimeError, *UNSOUND) as error:  # RuntimeError: links in a circle
-        raise UserError(f"{folder} cannot be used here: {error}") from error
+        reason = textwrap.shorten(str(error), 160)  # it may quote the file at any length
+        raise UserError(f"{folder} cannot be used here: {reason}") from error
     return Foreign(folder, shape, tokenizer, added, seal)
 
 

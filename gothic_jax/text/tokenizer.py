@@ -232,7 +232,8 @@ def _build(value: Any) -> tokenizers.Tokenizer:
         if model.get(name):
             raise ValueError(f"its model has {name}")
     for name in ("normalizer", "post_processor"):
-        if value.get(name) and value[name].get("type") != "ByteLevel":
+        part = value.get(name)
+        if part and part.get("type") != "ByteLevel" and not _adds_nothing(part):
             raise ValueError(f"it has a {name}")
     for name in ("pre_tokenizer", "decoder"):
         if value[name]["type"] != "ByteLevel":
@@ -247,6 +248,11 @@ def _build(value: Any) -> tokenizers.Tokenizer:
     bpe = _byte_level(models.BPE(vocab=vocabulary, merges=_merges(model["merges"], vocabulary)))
     bpe.add_special_tokens(specials)
     return bpe
+
+
+def _adds_nothing(part: Any) -> bool:
+    """Whether it is a template without tokens of its own, which transformers 5 saves."""
+    return part.get("type") == "TemplateProcessing" and part.get("special_tokens") == {}
 
 
 def _vocabulary(vocab: Any) -> dict[str, int]:

@@ -17,7 +17,7 @@ import jax
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
-from tests.torture import damage, inputs, kills, numbers, server
+from tests.torture import damage, foreign, inputs, kills, numbers, server
 from tests.torture.world import Figure, faults_library
 
 HEAD = """| | what | failures | 95% bound of the rate | |
@@ -66,9 +66,12 @@ def main() -> int:
             ("R10", lambda: numbers.devices(workplace)),
             ("R11", lambda: numbers.data_positions(workplace, count(100))),
             ("S1", lambda: inputs.tokenizers(workplace, count(5000))),
+            ("S1", lambda: foreign.folders(workplace, "tokenizer.json", count(1000))),
             ("S2", lambda: inputs.settings(workplace, count(5000))),
             ("S2", lambda: inputs.texts(workplace, count(5000), long=True)),
             ("S3", lambda: damage.hostile_folders(workplace, every=1, timed=True)),
+            ("S3", lambda: foreign.folders(workplace, "config.json", count(1000))),
+            ("S3", lambda: foreign.folders(workplace, "model.safetensors", count(1000))),
             ("S5", lambda: server.strangers(workplace, count(770))),
             ("S6", lambda: server.broken_requests(workplace, count(10_000))),
             ("S7", lambda: server.slow_clients(workplace, count(200))),

@@ -26,7 +26,7 @@ def check_copy_guard(words: int | None) -> int | None:
 class Sampling(NamedTuple):
     """How the next token is drawn."""
 
-    temperature: float = 0.8
+    temperature: float = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: int = 40
     """Only the k likeliest tokens are drawn; 0 draws from all."""

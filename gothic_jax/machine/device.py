@@ -70,7 +70,7 @@ def decoding_dtype(device: jax.Device) -> str:
     """The type of weights and activations in which a model writes fastest on a device.
 
     bfloat16, of which a token reads half as many bytes; float32 on a CPU without AMX, for which
-    XLA has no fast product of a few rows in bfloat16 (docs/performance.md has both measured).
+    XLA has no fast product of one row in bfloat16 (docs/performance.md has both measured).
     """
     if device.platform == "cpu" and "amx_bf16" not in cpu_flags():
         return "float32"

@@ -111,7 +111,7 @@ def test_a_checkpoint_is_asked_from_the_command_to_the_report(
     build(trained.root / "mixed_train.txt", TEXT)
     output = tmp_path / "report.json"
     flags = ["--output", str(output), "--folds", "2", "--words", "30", "--per-prompt", "2"]
-    flags += ["--sampling", "0.8,40,0.9", "0.9,40,0.9"]
+    flags += ["--sampling", "1,40,0.9", "0.9,40,0.9"]
     capsys.readouterr()
     assert SCRIPT["main"]([f"{trained.out_dir}/latest", *flags]) == 0
     report = json.loads(output.read_text())

@@ -99,7 +99,7 @@ def written(
     per_prompt: int,
     max_tokens: int,
     seed: int,
-    sampling: Sampling = DEFAULT,
+    sampling: Sampling,
 ) -> list[str]:
     """What the model writes after each of PROMPTS, which are left out themselves.
 

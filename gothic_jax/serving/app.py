@@ -61,8 +61,8 @@ def build(service: Service, allowed: Allowed) -> Starlette:
                 message.get(status, "an error of the server's; see its output"), status=status
             )
         )
-        # With 405 come the methods that the address takes.
-        response.headers.update((isinstance(error, HTTPException) and error.headers) or {})
+        if isinstance(error, HTTPException) and error.headers:
+            response.headers.update(error.headers)  # with 405, the methods that are taken
         return response
 
     texts, chats = (functools.partial(complete, chat=chat) for chat in (False, True))

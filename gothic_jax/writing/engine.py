@@ -85,7 +85,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Texts that have no slot yet, and that somebody still wants."""
-        # Copied, since other threads ask, too.
+        # Of a copy, since other threads may add texts meanwhile.
         return sum(not text.cancelled for text in [*self._waiting])
 
     @property

@@ -18,8 +18,10 @@ def get_config() -> ConfigDict:
     config.tokenizer = "data/tokenizer_library.json"
     config.voice_weights = "wilde=0.22,lovecraft=0.22,rest=0.56"
     config.max_iters = 9500
-    config.batch_size = 16
-    config.gradient_accumulation_steps = 1
+    # The activations of four windows at a time are nearer to the processor's caches: on one with
+    # AMX that was 1.2 times as fast as 16 at once.
+    config.batch_size = 4
+    config.gradient_accumulation_steps = 4
     config.optimizer = "muon"
     config.learning_rate = 1e-2
     config.min_lr_ratio = 0.0

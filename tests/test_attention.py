@@ -12,6 +12,7 @@ from gothic_jax.model.attention import (
     causal_attention,
     choose,
     rotate,
+    rotation,
 )
 
 
@@ -70,7 +71,7 @@ def test_rotated_products_depend_on_the_distance_alone() -> None:
     x = jax.random.normal(jax.random.key(0), (1, 2, 1, 8))
 
     def product(first: int, second: int) -> float:
-        rotated = rotate(x, jnp.array([first, second]))
+        rotated = rotate(x, rotation(jnp.array([first, second]), x.shape[-1]))
         return float(rotated[0, 0, 0] @ rotated[0, 1, 0])
 
     assert product(3, 7) == pytest.approx(product(103, 107), rel=1e-4)

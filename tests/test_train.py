@@ -180,6 +180,38 @@ def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_adamw() 
     assert_close(ours, adamw_by_hand(params, [gradients], config), rtol=1e-5)
 
 
+def test_muon_is_that_of_optax_whose_runs_go_on_with_it() -> None:
+    settings = {"weight_decay": 0.5, "learning_rate": 0.1, "gradient_accumulation_steps": 1}
+    config = tiny_config(optimizer="muon", **settings)
+    theirs = optax.contrib.muon(
+        learning_rate_schedule(config), beta=0.95, weight_decay=0.5, consistent_rms=0.2
+    )
+    kinds = {"kernel": theirs, "other": optax.set_to_zero()}
+    theirs = optax.partition(kinds, lambda params: jax.tree.map(lambda _: "kernel", params))
+    theirs = optax.chain(optax.clip_by_global_norm(config.grad_clip), theirs)
+    optimizers = [make_optimizer(config), optax.MultiSteps(theirs, every_k_schedule=1)]
+
+    def drawn(seed: int) -> Params:
+        shapes = {"wide": (8, 24), "tall": (24, 8)}
+        key = jax.random.key(seed)
+        return {name: {"kernel": jax.random.normal(key, shape)} for name, shape in shapes.items()}
+
+    def names(state: optax.MultiStepsState) -> set[str]:
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        paths = [jax.tree_util.keystr(path) for path, _ in leaves]
+        return {path for path in paths if "other" not in path}
+
+    params = [drawn(0), drawn(0)]
+    states = [init_optimizer(optimizer, params[0]) for optimizer in optimizers]
+    assert names(states[0]) == names(states[1])
+    for seed in range(1, 4):
+        for i, optimizer in enumerate(optimizers):
+            params[i], states[i] = apply_gradient_sum(
+                optimizer, 1, drawn(seed), states[i], params[i]
+            )
+    assert_close(params[0], params[1], rtol=1e-3, atol=1e-5)
+
+
 def test_schedule_warms_up_then_falls_to_a_tenth() -> None:
     config = tiny_config(learning_rate=1.0, warmup_iters=10, max_iters=110, min_lr_ratio=0.1)
     schedule = learning_rate_schedule(config)

@@ -12,24 +12,36 @@ Implementation = Literal["cudnn", "xla", "xla-blocks"]
 """cuDNN's flash attention, XLA's plain one, or XLA by blocks of queries for a CPU."""
 
 
-def rotate(
-    x: Float[Array, "batch time head head_dim"], positions: Int[Array, "*rows time"]
-) -> Float[Array, "batch time head head_dim"]:
-    """Rotary position embedding (arXiv 2104.09864), halves paired, base 10,000.
+class Rotation(NamedTuple):
+    """Cosine and sine of the angles by which positions turn queries and keys."""
+
+    cos: Float[Array, "*rows time half"]
+    sin: Float[Array, "*rows time half"]
+
+
+def rotation(positions: Int[Array, "*rows time"], head_dim: int) -> Rotation:
+    """The angles of rotary position embedding (arXiv 2104.09864), base 10,000.
 
     The positions are those of all rows, or row by row.
     """
-    half = x.shape[-1] // 2
+    half = head_dim // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+    return Rotation(jnp.cos(angle), jnp.sin(angle))
+
+
+def rotate(
+    x: Float[Array, "batch time head head_dim"], rotation: Rotation
+) -> Float[Array, "batch time head head_dim"]:
+    """`x` with its two halves, as pairs, turned by the angles; computed in f32."""
+    cos, sin = (part[..., None, :] for part in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
 def unrotated(
-    x: Float[Array, "batch time head head_dim"], positions: Int[Array, "*rows time"]
+    x: Float[Array, "batch time head head_dim"], rotation: Rotation
 ) -> Float[Array, "batch time head head_dim"]:
     """`x`: where positions are learned, they are added to the embedding."""
     return x

@@ -24,9 +24,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gothic_jax.model.attention import (
     Implementation,
     KVCache,
+    Rotation,
     cached_attention,
     causal_attention,
     rotate,
+    rotation,
     unrotated,
 )
 from gothic_jax.model.ops import embed, gelu, matmul, matmul_transposed, streamed_product
@@ -64,6 +66,7 @@ class GPT(nnx.Module):
         gemma = config.architecture == "gemma"
         self.dtype = dtype
         self.n_layer = config.n_layer
+        self.head_dim = config.head_dim
         self.token_embedding = _param(normal(_embedding_std(config)), rngs, shape)
         self.embedding_scale = math.sqrt(config.n_embd) if gemma else 1.0
         self.position_embedding = (
@@ -94,8 +97,12 @@ class GPT(nnx.Module):
         def attend(query: Array, key: Array, value: Array, _: None) -> tuple[Array, None]:
             return causal_attention(query, key, value, implementation=attention), None
 
-        positions = jnp.arange(tokens.shape[1])
-        hidden, _ = self._hidden(tokens, positions, attend, [None] * self.n_layer, dropout_key)
+        # Constants: XLA on a CPU would compute every angle's cosine again for each row and layer.
+        with jax.ensure_compile_time_eval():
+            positions = jnp.arange(tokens.shape[1])
+            turn = rotation(positions, self.head_dim)
+        caches = [None] * self.n_layer
+        hidden, _ = self._hidden(tokens, positions, turn, attend, caches, dropout_key)
         return self.logits(hidden).reshape(*tokens.shape, -1)
 
     def extend(
@@ -123,14 +130,16 @@ class GPT(nnx.Module):
             return context.astype(self.dtype), (before, latest)
 
         positions = jnp.expand_dims(start + offset, -1) + jnp.arange(tokens.shape[1])
+        turn = rotation(positions, self.head_dim)
         caches = [*zip(past, recent, strict=True)]
-        hidden, caches = self._hidden(tokens, positions, attend, caches, None)
+        hidden, caches = self._hidden(tokens, positions, turn, attend, caches, None)
         return hidden.reshape(*tokens.shape, -1), [latest for _, latest in caches]
 
     def _hidden(
         self,
         tokens: Int[Array, "batch time"],
         positions: Int[Array, "*rows time"],
+        turn: Rotation,
         attend: Attend[Cache],
         caches: Sequence[Cache],
         dropout_key: PRNGKeyArray | None,
@@ -143,7 +152,7 @@ class GPT(nnx.Module):
         ) -> tuple[Array, Cache]:
             """Traced and lowered once for all layers, which are equal; XLA inlines it again."""
             block: Block = nnx.merge(graphdef, state)
-            return block(x, positions, attend, cache, key)
+            return block(x, turn, attend, cache, key)
 
         batch, time = tokens.shape
         x = embed(self.token_embedding[...], tokens.reshape(-1), self.dtype)
@@ -183,14 +192,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n embed"],
-        positions: Int[Array, "*rows time"],
+        turn: Rotation,
         attend: Attend[Cache],
         cache: Cache,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "n embed"], Cache]:
         """The residual stream after this block, and the layer's new cache if there is one."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        attended, cache = self.attention(self.attention_norm(x), positions, attend, cache)
+        attended, cache = self.attention(self.attention_norm(x), turn, attend, cache)
         x = x + _drop(self.dropout, attended, keys[0])
         x = x + _drop(self.dropout, self.mlp(self.mlp_norm(x)), keys[1])
         return x, cache
@@ -209,14 +218,14 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "n embed"],
-        positions: Int[Array, "*rows time"],
+        turn: Rotation,
         attend: Attend[Cache],
         cache: Cache,
     ) -> tuple[Float[Array, "n embed"], Cache]:
         """The attention's output for each token, and the layer's new cache if there is one."""
-        shape = (-1, positions.shape[-1], *self.heads)
+        shape = (-1, turn.cos.shape[-2], *self.heads)
         query, key, value = (y.reshape(shape) for y in jnp.split(self.qkv(x), 3, axis=1))
-        query, key = self.rotate(query, positions), self.rotate(key, positions)
+        query, key = self.rotate(query, turn), self.rotate(key, turn)
         context, cache = attend(query, key, value, cache)
         return self.out(context.reshape(x.shape)), cache
 

@@ -1,14 +1,22 @@
 """AdamW or Muon with warmup, cosine decay and clipping, under MultiSteps accumulation."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from gothic_jax.model.gpt import Params
+from gothic_jax.model.ops import matmul, matmul_transposed, written_transposed
 
 MUON_MOMENTUM = 0.95
 """Share of the gradients' mean that an iteration keeps; optax's and Jordan's own value."""
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Jordan's coefficients of X, (X X^T) X and (X X^T)^2 X, and his number of steps."""
+NEWTON_SCHULZ_STEPS = 5
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
@@ -50,12 +58,65 @@ def make_optimizer(config: ConfigDict) -> optax.MultiSteps:
         schedule, b1=config.beta1, b2=config.beta2, weight_decay=decay, mask=_is_matrix
     )
     if config.optimizer == "muon":
-        muon = optax.contrib.muon(
-            schedule, beta=MUON_MOMENTUM, weight_decay=decay, consistent_rms=0.2
+        muon = optax.chain(
+            _orthogonal_momentum(),
+            optax.stateless_with_tree_map(lambda x, _: 0.2 * math.sqrt(max(x.shape)) * x),
+            optax.add_decayed_weights(decay),
+            optax.scale_by_learning_rate(schedule),
+        )
+        # The state has the tree of optax.contrib.muon, which has an Adam of its own for what is no
+        # matrix, so that runs begun with it go on.
+        muon = optax.partition(
+            {"muon": muon, "adam": optax.adamw(schedule)},
+            lambda params: jax.tree.map(lambda _: "muon", params),
         )
         update = optax.partition({"kernel": muon, "other": update}, _kind)
     inner = optax.chain(optax.clip_by_global_norm(config.grad_clip), update)
     return optax.MultiSteps(inner, every_k_schedule=config.gradient_accumulation_steps)
+
+
+def _orthogonal_momentum() -> optax.GradientTransformation:
+    """Nesterov's momentum of the gradient, made orthogonal: Muon without its scale and decay.
+
+    The state and the momentum are those of `optax.contrib.scale_by_muon`, which would make it
+    orthogonal in 3.5 times the time (`orthogonalized`).
+    """
+    state_of = optax.contrib.scale_by_muon(NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS).init
+
+    def update(gradients: Params, state: Any, _: Params | None = None) -> tuple[Params, Any]:
+        moment = optax.tree.update_moment(gradients, state.mu, MUON_MOMENTUM, 1)
+        count = optax.safe_increment(state.count)
+        ahead = optax.tree.bias_correction(moment, MUON_MOMENTUM, count + 1)
+        now = optax.tree.bias_correction(gradients, MUON_MOMENTUM, count)
+        moved = optax.tree.add_scale(optax.tree.scale(MUON_MOMENTUM, ahead), 1 - MUON_MOMENTUM, now)
+        return jax.tree.map(orthogonalized, moved), state._replace(count=count, mu=moment)
+
+    return optax.GradientTransformation(state_of, update)
+
+
+def orthogonalized(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """Five steps of Newton and Schulz towards the orthogonal U V^T of X = U S V^T (Jordan 2024).
+
+    A step is X <- P X with P = a + b G + c G^2 and G = X X^T. All P and G are polynomials of the
+    first G and commute, so the next G is P G P, and X is multiplied once, by the product of all P:
+    the products in between are as small as the smaller dimension of X.
+    """
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = written_transposed(x)
+    x = x / (jnp.linalg.norm(x) + 1e-8)
+    a, b, c = NEWTON_SCHULZ
+    # Not TF32, which a GPU would take: G has the squares of singular values.
+    with jax.default_matmul_precision("float32"):
+        gram = matmul_transposed(x, x, x.dtype)
+        total = identity = jnp.eye(len(gram), dtype=x.dtype)
+        for step in range(NEWTON_SCHULZ_STEPS):
+            factor = a * identity + b * gram + c * matmul(gram, gram, x.dtype)
+            total = matmul(total, factor, x.dtype) if step else factor
+            if step < NEWTON_SCHULZ_STEPS - 1:
+                gram = matmul(matmul(gram, factor, x.dtype), factor, x.dtype)
+        x = matmul(total, x, x.dtype)
+    return written_transposed(x) if tall else x
 
 
 def init_optimizer(optimizer: optax.MultiSteps, params: Params) -> optax.MultiStepsState:

@@ -76,8 +76,12 @@ def encode_text(path: Path, text: str, tokenizer: Tokenizer) -> TokenText:
 
 
 def load_tokens(path: Path, tokenizer: Tokenizer) -> TokenText:
+    """The tokens of a text file; raises UserError as `read_text` and `encode_text` do."""
+    return cached_tokens(path, read_text(path), tokenizer)
+
+
+def cached_tokens(path: Path, text: str, tokenizer: Tokenizer) -> TokenText:
     """`encode_text`, from the cache beside the file where that is up to date."""
-    text = read_text(path)
     key = sha256(f"{sha256(text.encode())} {tokenizer.sha256}".encode())[:16]
     cache = path.parent / ".tokens" / f"{path.stem}.{key}.tokens"
     tokens = _read_cache(cache)

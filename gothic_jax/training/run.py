@@ -29,7 +29,7 @@ from gothic_jax.model.attention import Implementation, choose
 from gothic_jax.model.gpt import Params, abstract_params, init_params
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.text.tokenizer import Tokenizer
-from gothic_jax.text.tokens import TokenText, load_tokens
+from gothic_jax.text.tokens import TokenText, cached_tokens, load_tokens
 from gothic_jax.text.voices import ANY, parse_weights
 from gothic_jax.text.windows import training_batches
 from gothic_jax.text.works import find_text, read_text, split_works
@@ -187,6 +187,10 @@ def prepare(request: Request) -> Run:
     tidy(out_dir)
     refuse_strangers(out_dir)
     start = _start(request, out_dir)
+    train_path = find_text(start.config.train_file, Path(start.config.data_dir))
+    text = read_text(train_path)
+    if start.weights and not start.whole:
+        start = _knowing_voices(start, text)
     config, tokenizer = start.config, start.tokenizer
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
@@ -200,7 +204,7 @@ def prepare(request: Request) -> Run:
             f"--out-dir {out_dir} already holds a run ({held[-1]} iterations): --resume goes on"
             " with it, --overwrite deletes it, another --out-dir keeps both"
         )
-    run = _made_ready(start)
+    run = _made_ready(start, cached_tokens(train_path, text, tokenizer), train_path)
     _refuse_if_ended(run)
     return run
 
@@ -245,14 +249,19 @@ def _start(request: Request, out_dir: Path) -> Start:
             print(f"changed since {whole[-1]}: {name} {change}")
     validate(config)
     tokenizer = weights.tokenizer if weights else Tokenizer.load(Path(config.tokenizer))
-    if weights and not whole:
-        path = find_text(config.train_file, Path(config.data_dir))
-        named = {work.voice for work in split_works(read_text(path))} - {""}
-        if new := sorted(named - tokenizer.openers.keys()):
-            tokenizer = tokenizer.with_voices(new)
-            config.model.vocab_size = tokenizer.vocab_size
-            print(f"new voices: {', '.join(new)}; each begins as <|{ANY}|>")
     return Start(config, tokenizer, weights, whole)
+
+
+def _knowing_voices(start: Start, text: str) -> Start:
+    """The start with a token for each voice of the training text."""
+    named = {work.voice for work in split_works(text)} - {""}
+    new = sorted(named - start.tokenizer.openers.keys())
+    if not new:
+        return start
+    tokenizer = start.tokenizer.with_voices(new)
+    start.config.model.vocab_size = tokenizer.vocab_size
+    print(f"new voices: {', '.join(new)}; each begins as <|{ANY}|>")
+    return start._replace(tokenizer=tokenizer)
 
 
 def _undamaged(out_dir: Path) -> tuple[Checkpoint, ...]:
@@ -282,14 +291,10 @@ def _refuse_other_model(weights: Checkpoint, config: ConfigDict) -> None:
             )
 
 
-def _made_ready(start: Start) -> Run:
+def _made_ready(start: Start, train_text: TokenText, train_path: Path) -> Run:
     config, tokenizer = start.config, start.tokenizer
     shape = ModelConfig(**config.model)
-    train_path, val_path = (
-        find_text(name, Path(config.data_dir)) for name in (config.train_file, config.val_file)
-    )
-    train_text = load_tokens(train_path, tokenizer)
-    val_text = load_tokens(val_path, tokenizer)
+    val_text = load_tokens(find_text(config.val_file, Path(config.data_dir)), tokenizer)
     if unknown := ", ".join(train_text.unknown_voices):
         if start.weights is None:
             command = ["gothic-tokenize", "--files", str(train_path), "--output", config.tokenizer]

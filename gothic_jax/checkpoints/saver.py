@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 
 from gothic_jax.checkpoints.checkpoint import META, TOKENIZER, Checkpoint, Meta, iterations
 from gothic_jax.errors import UserError
@@ -144,6 +143,8 @@ class Saver:
         self.wait()
 
     def _write(self, arrays: dict[str, Any], meta: Meta, tokenizer: Tokenizer) -> None:
+        import orbax.checkpoint as ocp  # a run that begins does not wait for it
+
         folder = self._run / f".{meta.iteration}.tmp"
         final = self._run / str(meta.iteration)
         try:

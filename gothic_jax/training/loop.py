@@ -8,12 +8,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from gothic_jax.checkpoints.checkpoint import locate
@@ -57,16 +57,16 @@ def train(run: Run, say: Callable[[str], None]) -> int:
     Returns the exit code: 0, or 128 + the signal's number.
     """
     config, out_dir = run.config, Path(run.config.out_dir)
-    state = run.initial_state()
-    say(f"model: {run.shape.architecture}, {parameter_count(state.params):,} parameters")
+    params = run.first_state.params
+    say(f"model: {run.shape.architecture}, {parameter_count(params):,} parameters")
     for line in run.describe():
         say(line)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(out_of_memory_reported(run.memory_cure))
+        state, step, how = _begun(run)
+        say(how)
         if not config.compile:
             stack.enter_context(jax.disable_jit())
-        stack.enter_context(out_of_memory_reported(run.memory_cure))
-        step, how = _compiled(run, state)
-        say(how)
         # From here on there is something to save.
         stop = stack.enter_context(StopSignal().watched())
         if not run.start.whole:
@@ -76,7 +76,7 @@ def train(run: Run, say: Callable[[str], None]) -> int:
         saver = Saver(out_dir, run.start.whole)
         stack.push(partial(_close, saver))
         text, tokenizer = run.train_text, run.start.tokenizer
-        flops = flops_per_token(run.shape, state.params) * run.tokens_per_iteration
+        flops = flops_per_token(run.shape, params) * run.tokens_per_iteration
         tracker = stack.enter_context(
             Tracker(
                 config,
@@ -99,16 +99,31 @@ def train(run: Run, say: Callable[[str], None]) -> int:
         return 0
 
 
-def _compiled(run: Run, state: TrainState) -> tuple[TrainStep, str]:
-    """The training step, compiled, and what that took in time and memory."""
+def _begun(run: Run) -> tuple[TrainState, TrainStep, str]:
+    """The first state, and the training step, which is compiled meanwhile; and how that went."""
     step = make_train_step(run.config, run.devices.attention)
     if not run.config.compile:
+        size = tree_bytes(run.first_state) / 2**20
         return (
+            run.initial_state(),
             step,
-            f"not compiled: slow, for debugging. State {tree_bytes(state) / 2**20:,.0f} MiB",
+            f"not compiled: slow, for debugging. State {size:,.0f} MiB",
         )
+    with ThreadPoolExecutor(1, thread_name_prefix="compiler") as pool:
+        compiling = pool.submit(_compiled, run, step)
+        return (run.initial_state(), *compiling.result())
+
+
+def _compiled(run: Run, step: TrainStep) -> tuple[TrainStep, str]:
+    """The training step, compiled, and what that took in time and memory."""
     begin = time.perf_counter()
-    windows = _put(run, run.batches[0])
+    config, everywhere = run.config, run.devices.everywhere
+    batch = (config.gradient_accumulation_steps, config.batch_size, run.shape.block_size + 1)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        run.first_state,
+    )
+    windows = jax.ShapeDtypeStruct(batch, np.int32, sharding=run.devices.micro_batches)
     program = jax.jit(step, donate_argnums=0).lower(state, windows).compile()
     how = f"compiled in {time.perf_counter() - begin:.1f} s"
     if analysis := program.memory_analysis():
@@ -121,7 +136,7 @@ def _compiled(run: Run, state: TrainState) -> tuple[TrainStep, str]:
 
 def _put(run: Run, windows: Int[np.ndarray, "micro batch window"]) -> Array:
     """The windows on the devices, each micro-batch divided over them."""
-    return jax.device_put(windows, NamedSharding(run.devices.mesh, PartitionSpec(None, "data")))
+    return jax.device_put(windows, run.devices.micro_batches)
 
 
 def _close(saver: Saver, kind: type[BaseException] | None, *_: object) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from gothic_jax.checkpoints.saver import refuse_strangers, set_aside, survey, ti
 from gothic_jax.config import changed, changed_by, saved_config, validate
 from gothic_jax.errors import UserError
 from gothic_jax.machine import environment
-from gothic_jax.machine.device import out_of_memory_reported, refuse_beyond_memory, tree_bytes
+from gothic_jax.machine.device import refuse_beyond_memory, tree_bytes
 from gothic_jax.measuring import novelty
 from gothic_jax.measuring.compass import Compass
 from gothic_jax.measuring.scoring import Evaluator
@@ -77,6 +77,8 @@ class Devices(NamedTuple):
     """A copy on each device."""
     divided: NamedSharding
     """A batch divided over the devices."""
+    micro_batches: NamedSharding
+    """Several of them, each divided over the devices."""
     attention: Implementation
     attention_reason: str
 
@@ -147,24 +149,29 @@ class Run:
         yield f"device: {name} ({devices.first.platform}), computing in {config.compute_dtype}"
         yield f"attention: {devices.attention} ({devices.attention_reason})"
 
+    @cached_property
+    def first_state(self) -> TrainState:
+        """The shapes and types of `initial_state`. Raises UserError where it is too large."""
+        params = abstract_params(self.shape)
+        # The weights, their two moments and a gradient.
+        refuse_beyond_memory(
+            self.devices.first, 4 * tree_bytes(params), "this model with its optimizer"
+        )
+        init = partial(init_optimizer, make_optimizer(self.config))
+        return TrainState(params, jax.eval_shape(init, params))
+
     def initial_state(self) -> TrainState:
         """The state before its first iteration. Raises UserError."""
-        optimizer = make_optimizer(self.config)
         weights, everywhere = self.start.weights, self.devices.everywhere
-        # The weights, their two moments and a gradient.
-        n_bytes = 4 * tree_bytes(abstract_params(self.shape))
-        refuse_beyond_memory(self.devices.first, n_bytes, "this model with its optimizer")
-        with out_of_memory_reported(self.memory_cure):
-            if weights is None:
-                params = init_params(self.shape, self.config.seed)
-            else:
-                params = _with_new_voices(weights.params(everywhere), self.start.tokenizer)
-            if weights is not None and self.start.whole:
-                like = jax.eval_shape(partial(init_optimizer, optimizer), params)
-                state = TrainState(params, weights.optimizer(like, everywhere))
-            else:
-                state = TrainState(params, init_optimizer(optimizer, params))
-            return jax.device_put(state, everywhere)
+        if weights is None:
+            params = init_params(self.shape, self.config.seed)
+        else:
+            params = _with_new_voices(weights.params(everywhere), self.start.tokenizer)
+        if weights is not None and self.start.whole:
+            optimizer = weights.optimizer(self.first_state.optimizer, everywhere)
+        else:
+            optimizer = init_optimizer(make_optimizer(self.config), params)
+        return jax.device_put(TrainState(params, optimizer), everywhere)
 
 
 def _with_new_voices(params: Params, tokenizer: Tokenizer) -> Params:
@@ -354,6 +361,7 @@ def _devices(config: ConfigDict, shape: ModelConfig) -> Devices:
         mesh,
         NamedSharding(mesh, PartitionSpec()),
         NamedSharding(mesh, PartitionSpec("data")),
+        NamedSharding(mesh, PartitionSpec(None, "data")),
         attention,
         reason,
     )

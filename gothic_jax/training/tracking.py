@@ -159,7 +159,7 @@ class Tracker:
                 "train/gradient_norm": metrics["gradient_norm"],
                 "train/skipped": float(skipped),
                 "speed/tokens_per_second": rate * self._tokens_per_iteration,
-                "device/memory_peak_bytes": memory_peak(self._device),
+                "device/memory_peak_bytes": float(memory_peak(self._device)),
             },
         )
         if self._mfu_per_rate is not None:

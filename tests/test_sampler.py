@@ -216,6 +216,15 @@ def test_top_k_1_and_tiny_top_p_are_greedy(config: ModelConfig) -> None:
         np.testing.assert_array_equal(write(config, [[1, 5]], 30, sampling, seed=9), greedy)
 
 
+def test_parameters_on_a_device_of_their_own_need_no_further_programs(config: ModelConfig) -> None:
+    # As a checkpoint's are. Both prompt and text take several calls of their program.
+    params = jax.device_put(loud_params(config), jax.devices()[-1])
+    sampler = Sampler(config, dtype=jnp.float32)
+    prompt = np.tile(np.arange(1, 100, dtype=np.int32), (1, 1))
+    [*sampler.stream(params, prompt, max_tokens=20, sampling=Sampling(), seed=1)]
+    assert (sampler.prefill._cache_size(), sampler._decode._cache_size()) == (1, 1)
+
+
 def test_another_prompt_or_setting_does_not_compile_again() -> None:
     sampler = Sampler(TINY, dtype=jnp.float32)
     write(TINY, [[1, *range(3, 12)]], 40, Sampling(1.0, 40, 0.9), 0, sampler)

@@ -1,12 +1,13 @@
 """Writing with a KV cache: jitted prefill and decoding, and the filters of the next token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from gothic_jax.machine.device import default_device
@@ -217,19 +218,20 @@ class Sampler:
         sampling.validate()
         block = self.config.block_size
         voices = len(weights)
-        settings = Filter(
-            _put(sampling.temperature, np.float32),
-            _put(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size), np.int32),
-            _put(sampling.top_p, np.float32),
-        )
-        manner = _Manner(_put(seed, np.uint32), settings, _put(weights, np.float32))
-        candidates = candidates_for(sampling.top_k, self.config.vocab_size)
         params = self.laid_out(params)
+        put = _putter(params)
+        settings = Filter(
+            put(sampling.temperature, np.float32),
+            put(min(sampling.top_k or self.config.vocab_size, self.config.vocab_size), np.int32),
+            put(sampling.top_p, np.float32),
+        )
+        manner = _Manner(put(seed, np.uint32), settings, put(weights, np.float32))
+        candidates = candidates_for(sampling.top_k, self.config.vocab_size)
         context = keep_window(prompt, block)
         written = 0
         while written < max_tokens:
             caches, position = self._read(params, context)
-            last = _put(context[:, -1], np.int32)
+            last = put(context[:, -1], np.int32)
             pieces: list[np.ndarray] = []
             budget = min(block - position, max_tokens - written)
             unread = None
@@ -239,8 +241,8 @@ class Sampler:
                     params,
                     caches,
                     last,
-                    _put(position + done, np.int32),
-                    _put(written + done, np.int32),
+                    put(position + done, np.int32),
+                    put(written + done, np.int32),
                     manner,
                     candidates,
                 )
@@ -262,14 +264,16 @@ class Sampler:
     ) -> tuple[list[KVCache], int]:
         """Caches that hold all of the context but its last token, and how many that are."""
         batch, length = context.shape
+        put = _putter(params)
         caches = self.empty_caches(batch, self._cache_length(length - 1, batch))
+        caches = jax.device_put(caches, _place(params))
         size = _halved(PREFILL_CHUNK, batch, PREFILL_ROWS, least=8)
         padded = -(-(length - 1) // size) * size
         tokens = np.zeros((batch, padded), np.int32)
         tokens[:, : length - 1] = context[:, :-1]
         for start in range(0, padded, size):
-            chunk = _put(tokens[:, start : start + size], np.int32)
-            caches = self.prefill(params, caches, chunk, _put(start, np.int32))
+            chunk = put(tokens[:, start : start + size], np.int32)
+            caches = self.prefill(params, caches, chunk, put(start, np.int32))
         return caches, length - 1
 
 
@@ -282,9 +286,19 @@ def keep_window(
     return np.concatenate([tokens[:, :1], tokens[:, tokens.shape[1] - length + 1 :]], axis=1)
 
 
-def _put(value: Any, dtype: Any) -> Array:
-    """An array on the default device. `jnp.asarray` would compile a program for it."""
-    return jax.device_put(np.asarray(value, dtype))
+def _place(params: Params) -> Sharding:
+    """Where the parameters are, and therefore what a program gives back.
+
+    All that goes into a program is put there: it is compiled again for an input that is bound to
+    a device where before it was bound to none, as what came out of the first call would be.
+    """
+    return jax.tree.leaves(params)[0].sharding
+
+
+def _putter(params: Params) -> Callable[[Any, Any], Array]:
+    """Makes arrays of a type where the parameters are. `jnp.asarray` would compile a program."""
+    place = _place(params)
+    return lambda value, dtype: jax.device_put(np.asarray(value, dtype), place)
 
 
 def _halved(length: int, batch: int, limit: int, *, least: int) -> int:

@@ -1,4 +1,8 @@
-"""TensorBoard's log of a run, which a failing disk does not stop."""
+"""TensorBoard's log of a run, which a failing disk does not stop.
+
+tensorboardX is imported at the first point: where PyTorch is installed it imports that, which takes
+a second before the first iteration.
+"""
 
 import contextlib
 import os
@@ -6,13 +10,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
-from tensorboardX.summary import scalar, text
+from typing import TYPE_CHECKING
 
 from gothic_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import RecordWriter
 
 _PREFIX = "events.out.tfevents."
 
@@ -45,20 +50,25 @@ class EventLog:
         self._void_from = first + 1
         self._say = say
         self._reported = False
+        self._begun = False
         self._file: RecordWriter | None = None
-        self.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds a point to each of several curves."""
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
             self._add(step, scalar(name, value))
 
     def text(self, step: int, name: str, content: str) -> None:
         """Adds a text, which TensorBoard renders as Markdown."""
+        from tensorboardX.summary import text
+
         self._add(step, text(name, content))
 
     def flush(self) -> None:
         """Puts all events on the disk, or tries a new file if there is none."""
+        self._begun = True
         with self._reporting():
             if self._file is None:
                 self._open()
@@ -73,6 +83,9 @@ class EventLog:
                 self._file.close()
 
     def _open(self) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
         self._folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files in the order of their names.
         name = f"{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -81,13 +94,17 @@ class EventLog:
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=self._void_from, session_log=start))
 
-    def _add(self, step: int, summary: Summary) -> None:
+    def _add(self, step: int, summary: "Summary") -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        if not self._begun:
+            self.flush()
         if self._file is not None:
             self._void_from = max(self._void_from, step + 1)
             with self._reporting():
                 self._write(Event(step=step, summary=summary))
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: "Event") -> None:
         assert self._file is not None
         event.wall_time = time.time()
         self._file.write(event.SerializeToString())

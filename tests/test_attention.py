@@ -7,7 +7,9 @@ import pytest
 
 from gothic_jax.model.attention import (
     Implementation,
+    KVBlocks,
     KVCache,
+    blockwise_attention,
     cached_attention,
     causal_attention,
     choose,
@@ -65,6 +67,38 @@ def test_cached_attention_sees_the_past_and_itself_but_no_stale_entries() -> Non
     ]
     context = jnp.concatenate(pieces, axis=1)
     np.testing.assert_allclose(context, by_hand(query, key, value)[:, 4:], atol=1e-5)
+
+
+def test_blockwise_attention_is_the_formula_for_each_row_and_reads_no_block_without_need() -> None:
+    query, key, value = qkv(12)
+    own = KVCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
+    recent = KVCache(*(jnp.full((2, 3, 4, 16), 100.0),) * 2)
+
+    def attended(starts: tuple[int, int]) -> np.ndarray:
+        """The second token behind so many of each row, in blocks of 4 positions."""
+        latest = recent
+        for row, start in enumerate(starts):
+            latest = KVCache(
+                *(
+                    old.at[row, :, :2].set(new[row, :, start : start + 2])
+                    for old, new in zip(latest, own, strict=True)
+                )
+            )
+        # Nobody needs the third block, which would make everything that reads it no number.
+        blocks = [KVCache(*(part[:, :, first : first + 4] for part in own)) for first in (0, 4)]
+        blocks.append(KVCache(*(jnp.full((2, 3, 4, 16), jnp.nan),) * 2))
+        asked = jnp.stack([query[row, start + 1] for row, start in enumerate(starts)])[:, None]
+        past = KVBlocks(tuple(blocks))
+        return np.asarray(jax.jit(blockwise_attention)(asked, past, jnp.array(starts), latest, 1))
+
+    expected = by_hand(query, key, value)
+    for starts in ((0, 3), (2, 8), (7, 4)):
+        for row, start in enumerate(starts):
+            np.testing.assert_allclose(
+                attended(starts)[row, 0], expected[row, start + 1], atol=1e-5
+            )
+    # The first row, beside one that needs the second block and one that does not.
+    np.testing.assert_array_equal(attended((3, 0))[0], attended((3, 8))[0])
 
 
 def test_rotated_products_depend_on_the_distance_alone() -> None:

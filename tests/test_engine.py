@@ -43,8 +43,9 @@ SAMPLINGS = (
 
 
 @functools.cache
-def slots_of(architecture: str, dtype: str = "float32") -> Slots:
-    config = ModelConfig(**vars(TINY) | SHAPE | {"architecture": architecture})
+def slots_of(architecture: str, dtype: str = "float32", block_size: int = 32) -> Slots:
+    shape = SHAPE | {"architecture": architecture, "block_size": block_size}
+    config = ModelConfig(**vars(TINY) | shape)
     return Slots(Sampler(config, dtype=jnp.dtype(dtype)), loud_params(config), SLOTS)
 
 
@@ -77,17 +78,19 @@ def joined(out: Sequence[Written]) -> tuple[str, list[int], Ending | None]:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dtype", "count"),
+    ("architecture", "dtype", "block_size", "count"),
     [
-        ("gemma", "float32", 12),
-        ("gpt2", "bfloat16", 12),
-        pytest.param("gemma", "bfloat16", 500, marks=pytest.mark.long),
+        ("gemma", "float32", 32, 12),
+        # Longer texts read a second block of their caches, where shorter ones do not need it.
+        ("gpt2", "bfloat16", 90, 20),
+        pytest.param("gemma", "bfloat16", 32, 500, marks=pytest.mark.long),
+        pytest.param("gemma", "bfloat16", 90, 500, marks=pytest.mark.long),
     ],
 )
 def test_a_text_is_bit_for_bit_the_same_whatever_runs_beside_it(
-    tokenizer: Tokenizer, architecture: str, dtype: str, count: int
+    tokenizer: Tokenizer, architecture: str, dtype: str, block_size: int, count: int
 ) -> None:
-    engine = Engine(slots_of(architecture, dtype), tokenizer)
+    engine = Engine(slots_of(architecture, dtype, block_size), tokenizer)
     rng = np.random.default_rng(0)
     together: list[list[Written]] = [[] for _ in range(count)]
     texts = [random_text(tokenizer, rng, out) for out in together]
@@ -104,9 +107,11 @@ def test_a_text_is_bit_for_bit_the_same_whatever_runs_beside_it(
         assert [w.tokens for w in out] == [w.tokens for w in expected]
 
 
-@pytest.mark.parametrize("architecture", ["gemma", "gpt2"])
-def test_in_f32_a_text_is_what_the_sampler_writes(tokenizer: Tokenizer, architecture: str) -> None:
-    slots = slots_of(architecture)
+@pytest.mark.parametrize(("architecture", "block_size"), [("gemma", 90), ("gpt2", 32)])
+def test_in_f32_a_text_is_what_the_sampler_writes(
+    tokenizer: Tokenizer, architecture: str, block_size: int
+) -> None:
+    slots = slots_of(architecture, block_size=block_size)
     engine, rng = Engine(slots, tokenizer), np.random.default_rng(1)
     sampler, params = Sampler(slots.config, dtype=jnp.float32), loud_params(slots.config)
     for _ in range(8):

@@ -1,10 +1,11 @@
 """Causal attention: cuDNN's fused kernel where it runs, XLA elsewhere, chosen once."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gothic_jax.model.ops import matmul, matmul_first_transposed, matmul_transposed, written_swapped
 
@@ -158,6 +159,12 @@ class KVCache(NamedTuple):
         )
 
 
+class KVBlocks(NamedTuple):
+    """The keys and values of one layer, in blocks of so many positions each."""
+
+    blocks: tuple[KVCache, ...]
+
+
 def cached_attention(
     query: Float[Array, "batch time head head_dim"],
     past: KVCache,
@@ -181,19 +188,72 @@ def cached_attention(
     visible = jnp.concatenate(
         [jnp.broadcast_to(part, (*rows, part.shape[-1])) for part in (seen, own)], axis=-1
     )
-
-    def product(a: Array, b: Array, axis_of_b: int) -> Array:
-        contracted = ((3,), (axis_of_b,))
-        heads = ((0, 1), (0, 1))
-        return jax.lax.dot_general(a, b, (contracted, heads), preferred_element_type=jnp.float32)
-
     query = query.swapaxes(1, 2)
-    scores = [product(query, cache.keys, 3) for cache in (past, recent)]
+    scores = [_product(query, cache.keys, 3) for cache in (past, recent)]
     scores = jnp.concatenate(scores, axis=-1) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(dtype)
     to_past, to_recent = jnp.split(weights, [past.keys.shape[2]], axis=-1)
-    context = product(to_past, past.values, 2) + product(to_recent, recent.values, 2)
+    context = _product(to_past, past.values, 2) + _product(to_recent, recent.values, 2)
     return context.swapaxes(1, 2)
+
+
+_Softmax = tuple[
+    Float[Array, "batch head time 1"],
+    Float[Array, "batch head time 1"],
+    Float[Array, "batch head time head_dim"],
+]
+"""Of the positions so far: the largest score, and the sums, less that score in the exponent, of the
+weights and of the weighted values."""
+
+
+def blockwise_attention(
+    query: Float[Array, "batch time head head_dim"],
+    past: KVBlocks,
+    start: Int[Array, " batch"],
+    recent: KVCache,
+    offset: Int[Array, ""] | int,
+) -> Float[Array, "batch time head head_dim"]:
+    """As `cached_attention`, but blocks behind the longest `start` are not read.
+
+    A row's result is the same, bit for bit, however many blocks other rows need: all shapes are
+    fixed, and a block of which a row sees nothing leaves its highest score as it is and adds
+    zeros (the running softmax of arXiv 1805.02867).
+    """
+    time, dtype = query.shape[1], recent.keys.dtype
+    query = query.astype(dtype).swapaxes(1, 2)
+    start = jnp.reshape(start, (-1, 1, 1, 1))
+    length = past.blocks[0].keys.shape[2]
+
+    def add(before: _Softmax, block: KVCache, visible: Bool[Array, "..."]) -> _Softmax:
+        scores = _product(query, block.keys, 3) * query.shape[-1] ** -0.5
+        scores = jnp.where(visible, scores, -jnp.inf)
+        highest, total, context = before
+        now = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
+        weights, kept = jnp.exp(scores - now), jnp.exp(highest - now)
+        new = _product(weights.astype(dtype), block.values, 2)
+        return now, total * kept + weights.sum(axis=-1, keepdims=True), context * kept + new
+
+    def adding(block: KVCache, first: int) -> Callable[[_Softmax], _Softmax]:
+        return lambda before: add(before, block, first + jnp.arange(length) < start)
+
+    # Each row sees its own token among the recent ones, so that the highest score is finite.
+    own = jnp.arange(recent.keys.shape[2]) <= offset + jnp.arange(time)[:, None]
+    nothing = jnp.zeros_like(query, jnp.float32)
+    state = add((nothing[..., :1] - jnp.inf, nothing[..., :1], nothing), recent, own)
+    state = adding(past.blocks[0], 0)(state)
+    for number, block in enumerate(past.blocks[1:], start=1):
+        needed = start.max() > number * length
+        state = jax.lax.cond(needed, adding(block, number * length), lambda same: same, state)
+    _, total, context = state
+    return (context / total).swapaxes(1, 2)
+
+
+def _product(
+    a: Float[Array, "batch head n _"], b: Float[Array, "batch head _ _"], axis_of_b: int
+) -> Float[Array, "batch head n _"]:
+    """Head by head, contracted over the last axis of `a`; in f32."""
+    axes = (((3,), (axis_of_b,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
 def choose(device: jax.Device, head_dim: int, dtype: Any) -> tuple[Implementation, str]:

@@ -23,8 +23,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gothic_jax.model.attention import (
     Implementation,
+    KVBlocks,
     KVCache,
     Rotation,
+    blockwise_attention,
     cached_attention,
     causal_attention,
     rotate,
@@ -37,7 +39,9 @@ from gothic_jax.model.shape import ModelConfig
 Params = dict[Any, Any]
 """The parameters as a plain nested dict of f32 arrays, as `nnx.to_pure_dict` gives it."""
 
-Cache = TypeVar("Cache", tuple[KVCache, KVCache], None)
+Past = KVCache | KVBlocks
+"""A layer's keys and values of the tokens before those that are being read or written."""
+Cache = TypeVar("Cache", tuple[Past, KVCache], None)
 Attend = Callable[[Array, Array, Array, Cache], tuple[Array, Cache]]
 """(query, key, value, cache) -> (context, new cache): the first three and the context are
 [batch, time, head, head_dim], the caches are the layer's, or None."""
@@ -108,7 +112,7 @@ class GPT(nnx.Module):
     def extend(
         self,
         tokens: Int[Array, "batch time"],
-        past: list[KVCache],
+        past: Sequence[Past],
         start: Int[Array, "*rows"] | int,
         recent: list[KVCache],
         offset: Int[Array, ""] | int,
@@ -116,17 +120,20 @@ class GPT(nnx.Module):
         """Final hidden states of tokens that follow others, and what they add to the caches.
 
         The tokens have the positions from start + offset on: after the first `start` positions of
-        `past`, a number for all rows or one for each, and the first `offset` of `recent`. Returns
-        `recent` with theirs written into it.
+        `past`, a number for all rows or one for each (which blocks need), and the first `offset`
+        of `recent`. Returns `recent` with theirs written into it.
         """
 
         def attend(
-            query: Array, key: Array, value: Array, caches: tuple[KVCache, KVCache]
-        ) -> tuple[Array, tuple[KVCache, KVCache]]:
+            query: Array, key: Array, value: Array, caches: tuple[Past, KVCache]
+        ) -> tuple[Array, tuple[Past, KVCache]]:
             before, latest = caches
             own = KVCache(key.swapaxes(1, 2), value.swapaxes(1, 2))
             latest = latest.write(own, offset)
-            context = cached_attention(query, before, start, latest, offset)
+            if isinstance(before, KVBlocks):
+                context = blockwise_attention(query, before, jnp.asarray(start), latest, offset)
+            else:
+                context = cached_attention(query, before, start, latest, offset)
             return context.astype(self.dtype), (before, latest)
 
         positions = jnp.expand_dims(start + offset, -1) + jnp.arange(tokens.shape[1])

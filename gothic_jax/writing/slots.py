@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from gothic_jax.model.attention import KVCache
+from gothic_jax.machine.device import default_device
+from gothic_jax.model.attention import KVBlocks, KVCache
 from gothic_jax.model.gpt import Params
+from gothic_jax.model.shape import ModelConfig
 from gothic_jax.writing.sampler import (
     DECODE_CHUNK,
     PREFILL_CHUNK,
@@ -27,6 +29,8 @@ from gothic_jax.writing.settings import Sampling
 
 SHORT_CHUNK = 16
 """Prompt tokens of a call that reads the end of a prompt, or a short one."""
+MAX_BLOCKS = 8
+"""Of a slot's cache: each is compiled on its own."""
 MAX_VOICES = 8
 """In the blend of a text, `any` included."""
 MAX_LIKELIEST = 20
@@ -75,11 +79,16 @@ class Slots:
         self.slots = slots
         self._sampler = sampler
         self._params = sampler.laid_out(params)
-        block = -(-config.block_size // PREFILL_CHUNK) * PREFILL_CHUNK
-        self._caches = self._sampler.empty_caches(slots, block + DECODE_CHUNK)
+        self._caches = [
+            KVBlocks(blocks)
+            for blocks in zip(
+                *(sampler.empty_caches(slots, length) for length in _block_lengths(config)),
+                strict=True,
+            )
+        ]
         # Contexts are read here, and then put into their slot: a program that both read from the
         # caches and wrote to them would copy all of them.
-        self._one = self._sampler.empty_caches(1, block + DECODE_CHUNK)
+        self._one = sampler.empty_caches(1, sum(_block_lengths(config)))
         self._last = np.zeros(slots, np.int32)
         self._start = np.zeros(slots, np.int32)
         self._text_of = np.arange(slots, dtype=np.int32)
@@ -166,12 +175,12 @@ class Slots:
     def _advance_chunk(
         self,
         params: Params,
-        caches: list[KVCache],
+        caches: list[KVBlocks],
         last: Int[Array, " slot"],
         start: Int[Array, " slot"],
         text_of: Int[Array, " slot"],
         texts: Texts,
-    ) -> tuple[list[KVCache], Drawn]:
+    ) -> tuple[list[KVBlocks], Drawn]:
         model = self._sampler.model(params)
         keys = jax.vmap(lambda seed, sample: jax.random.fold_in(jax.random.key(seed), sample))(
             texts.seed, texts.sample
@@ -237,27 +246,68 @@ def _blended(
     return jax.lax.cond(several.any(), blend, lambda: logits)
 
 
-def _write(cache: KVCache, new: KVCache, slot: Int[Array, ""], start: Int[Array, ""]) -> KVCache:
-    """The cache with `new`, of one slot, in place of its own positions from `start` on."""
-    return KVCache(
-        *(
-            jax.lax.dynamic_update_slice(old, part.astype(old.dtype), (slot, 0, start, 0))
-            for old, part in zip(cache, new, strict=True)
-        )
-    )
+def _block_lengths(config: ModelConfig) -> list[int]:
+    """Positions of each block of a slot's cache; together they hold the model's block.
+
+    On a CPU, where reading caches is most of the work of many slots, at most MAX_BLOCKS, of 64
+    positions or more; elsewhere one, since a GPU waits for the host to choose what is skipped.
+    """
+    chunks = -(-config.block_size // PREFILL_CHUNK)
+    blocks = min(chunks, MAX_BLOCKS) if default_device().platform == "cpu" else 1
+    each = -(-chunks // blocks)
+    return [each * PREFILL_CHUNK] * -(-chunks // each)
 
 
-def _put_one(caches: list[KVCache], one: list[KVCache], slot: Int[Array, ""]) -> list[KVCache]:
+def _put_one(caches: list[KVBlocks], one: list[KVCache], slot: Int[Array, ""]) -> list[KVBlocks]:
     """The caches with those of one slot in their place."""
-    start = jnp.int32(0)
-    return [_write(cache, new, slot, start) for cache, new in zip(caches, one, strict=True)]
+
+    def put(cache: KVBlocks, new: KVCache) -> KVBlocks:
+        blocks, first = [], 0
+        for block in cache.blocks:
+            end = first + block.keys.shape[2]
+            parts = (part[:, :, first:end] for part in new)
+            blocks.append(
+                KVCache(
+                    *(
+                        jax.lax.dynamic_update_slice_in_dim(old, part, slot, 0)
+                        for old, part in zip(block, parts, strict=True)
+                    )
+                )
+            )
+            first = end
+        return KVBlocks(tuple(blocks))
+
+    return [put(cache, new) for cache, new in zip(caches, one, strict=True)]
 
 
-def _write_rows(cache: KVCache, new: KVCache, start: Int[Array, " slot"]) -> KVCache:
-    """The cache with `new` in place of each slot's own positions from its `start` on."""
+def _write_rows(cache: KVBlocks, new: KVCache, start: Int[Array, " slot"]) -> KVBlocks:
+    """The cache with `new` in place of each slot's own positions from its `start` on.
 
-    def write(slot: Array, cache: KVCache) -> KVCache:
-        row = KVCache(*(jax.lax.dynamic_slice_in_dim(part, slot, 1) for part in new))
-        return _write(cache, row, slot, start[slot])
+    What would lie behind the last block is left out.
+    """
+    length, count = cache.blocks[0].keys.shape[2], new.keys.shape[2]
+
+    def write(slot: Array, cache: KVBlocks) -> KVBlocks:
+        def written(old: Array, part: Array, begin: Array) -> Array:
+            """The block with the part's positions from `begin` on that are within it."""
+            # Read and written at one place, without which XLA would copy the block.
+            place = (slot, 0, jnp.clip(begin, 0, length - count), 0)
+            there = jax.lax.dynamic_slice(old, place, (1, *part.shape[1:]))
+            which = place[2] - begin + jnp.arange(count)
+            moved = part[slot][None, :, jnp.clip(which, 0, count - 1)].astype(old.dtype)
+            within = ((which >= 0) & (which < count))[:, None]
+            return jax.lax.dynamic_update_slice(old, jnp.where(within, moved, there), place)
+
+        return KVBlocks(
+            tuple(
+                KVCache(
+                    *(
+                        written(old, part, start[slot] - number * length)
+                        for old, part in zip(block, new, strict=True)
+                    )
+                )
+                for number, block in enumerate(cache.blocks)
+            )
+        )
 
     return jax.lax.fori_loop(0, len(start), write, cache)

@@ -172,7 +172,7 @@ class Tokenizer:
 
         Then it is part of a token; all others are read byte by byte.
         """
-        return any(character.encode() in token for token in self.token_bytes)
+        return character.encode() in self._joined
 
     def to_json(self, *, pretty: bool = False) -> str:
         """The tokenizer in Hugging Face's JSON format, as `parse` reads it."""
@@ -198,6 +198,11 @@ class Tokenizer:
             if token not in self.special_tokens:
                 result[index] = bytes(table[character] for character in token)
         return result
+
+    @cached_property
+    def _joined(self) -> bytes:
+        """All tokens in a row, kept apart by a byte that is part of no character."""
+        return b"\xff".join(self.token_bytes)
 
     @cached_property
     def byte_lengths(self) -> Int[np.ndarray, " token"]:

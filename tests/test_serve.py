@@ -5,7 +5,9 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,15 @@ import httpx
 import openai
 import pytest
 
+from gothic_jax.checkpoints.checkpoint import locate
 from gothic_jax.commands import chat, index
 from gothic_jax.commands.serve import main
+from gothic_jax.machine.device import select_device
+from gothic_jax.serving.app import build
+from gothic_jax.serving.gate import Allowed
+from gothic_jax.serving.service import Service
 from gothic_jax.writing.receipts import RECEIPTS
+from gothic_jax.writing.writer import Writer
 from tests.common import Workplace, process
 
 SLOTS = 4
@@ -200,8 +208,6 @@ def test_a_prompt_of_token_ids_is_read_as_it_is(served: Served) -> None:
 
 
 def chat_tokenizer(workplace: Workplace) -> Any:
-    from gothic_jax.checkpoints.checkpoint import locate
-
     return locate(str(workplace.out_dir)).tokenizer
 
 
@@ -370,6 +376,119 @@ def test_a_client_that_leaves_frees_its_slots(served: Served) -> None:
         if (health := httpx.get(f"{served.url}health").json())["free"] == SLOTS:
             break
     assert (health["free"], health["waiting"]) == (SLOTS, 0)
+
+
+def raw_request(served: Served, fields: dict[str, Any]) -> bytes:
+    body = json.dumps(fields).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: {httpx.URL(served.url).netloc.decode()}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def connected(served: Served) -> socket.socket:
+    url = httpx.URL(served.url)
+    return socket.create_connection((url.host, url.port), timeout=60)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+def test_a_client_that_has_ended_its_sending_side_gets_its_answer(served: Served) -> None:
+    fields = {"prompt": "The tide", "max_tokens": 600, "seed": 3}
+    expected = served.post("v1/completions", **fields).json()["choices"]
+    with connected(served) as connection:
+        connection.sendall(raw_request(served, fields))
+        connection.shutdown(socket.SHUT_WR)
+        answer = read_all(connection)
+    while answer.startswith(b"HTTP/1.1 100 "):  # by which the server looks whether it is there
+        answer = answer.partition(b"\r\n\r\n")[2]
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body)["choices"] == expected
+
+
+def test_a_client_that_leaves_before_the_answer_begins_frees_its_slots(served: Served) -> None:
+    # Written to their end, these would be 2 million tokens before the next request's.
+    fields = {"prompt": "The tide", "max_tokens": 4096, "n": 16, "temperature": 2}
+    for _ in range(30):
+        with connected(served) as connection:
+            connection.sendall(raw_request(served, fields))
+        for _ in range(1000):
+            if (health := httpx.get(f"{served.url}health").json())["free"] == SLOTS:
+                break
+        assert (health["free"], health["waiting"]) == (SLOTS, 0)
+
+
+def test_a_header_that_is_too_long_is_called_that(served: Served) -> None:
+    with connected(served) as connection:
+        # More than the server reads, so that some of it comes when the answer is under way.
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"x" * 300_000)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert json.loads(body)["error"]["message"] == "the request's header is too long"
+
+
+async def asked(app: Any, path: str, fields: dict[str, Any], gone: asyncio.Event) -> list[Any]:
+    """What the application sends to a client that leaves when `gone` is set."""
+    body, sent = json.dumps(fields).encode(), []
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }  # fmt: skip
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("path", ["/gothic/measure", "/v1/completions"])
+def test_measuring_ends_when_its_client_leaves_and_the_next_one_is_measured(
+    trained_once: Workplace, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    checkpoint = locate(str(trained_once.out_dir))
+    writer = Writer.load(checkpoint, select_device("cpu"))
+    service = Service("run", checkpoint, writer, 2, None, None, keeps_receipts=False)
+    app = build(service, Allowed(frozenset({"localhost"}), frozenset(), None))
+    fields: dict[str, Any] = {"text": "The tide. " * 9_000}
+    if path == "/v1/completions":
+        fields = {"prompt": "The tide. " * 200, "max_tokens": 0, "echo": True, "logprobs": 0}
+    name = "_losses" if path == "/gothic/measure" else "_distributions"
+    read_window, windows, may_go_on = getattr(writer, name), [], threading.Event()
+
+    async def main() -> None:
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+
+        def read_slowly(*arguments: Any) -> Any:
+            windows.append(1)
+            loop.call_soon_threadsafe(gone.set)
+            may_go_on.wait()
+            return read_window(*arguments)
+
+        monkeypatch.setattr(writer, name, read_slowly)
+        leaving = asyncio.ensure_future(asked(app, path, fields, gone))
+        await gone.wait()
+        for _ in range(100):  # until the server has heard of it, which takes a few turns
+            await asyncio.sleep(0)
+        may_go_on.set()
+        await leaving
+        assert len(windows) == 1
+        first, *_ = await asked(app, "/gothic/measure", {"text": "The tide."}, asyncio.Event())
+        assert first["status"] == 200
+
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 def test_the_parts_of_the_page_are_sent_and_nothing_else(served: Served) -> None:

@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -113,8 +113,11 @@ class Index:
     def _starts(self) -> Int[np.ndarray, " work"]:
         return np.array([work["start"] for work in self._works])
 
-    def measure(self, text: str) -> Novelty:
-        """What `text` shares with the training works."""
+    def measure(self, text: str, tick: Callable[[], object] = lambda: None) -> Novelty:
+        """What `text` shares with the training works.
+
+        `tick` is called for each word: what it raises ends the measuring.
+        """
         keys = [word_key(match[0]) for match in find_words(text)]
         unknown = len(self._ids) + 1
         query = np.array([self._ids.get(key, unknown) for key in keys], np.uint32)
@@ -122,6 +125,7 @@ class Index:
         lengths = np.zeros(n, np.int64)
         places = np.zeros(n, np.int64)
         for start in range(n):
+            tick()
             lengths[start], places[start] = self._longest_match(query[start:])
         # A match is maximal unless the one before it already holds it.
         maximal = [i for i in range(n) if lengths[i] and (i == 0 or lengths[i - 1] <= lengths[i])]

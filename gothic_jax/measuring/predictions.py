@@ -68,23 +68,26 @@ class Predictions:
         self._block_size = block_size
 
     def log_probabilities(
-        self, tokens: Int[np.ndarray, " time"], blend: Blend
+        self,
+        tokens: Int[np.ndarray, " time"],
+        blend: Blend,
+        tick: Callable[[], object] = lambda: None,
     ) -> Float[np.ndarray, "time vocab"]:
         """The distribution of each token of a text, given those before it; natural logarithms.
 
         `tokens` have no opener: the blend's voices open them. In a text longer than the block
-        each token is predicted from half a window of the text before it, or all there is. Raises
-        UserError where the model does not know a voice.
+        each token is predicted from half a window of the text before it, or all there is. `tick`
+        is called for each window: what it raises ends the work. Raises UserError where the model
+        does not know a voice.
         """
         weights = complete(blend, self._tokenizer.voices)
         works = [(tokens, self._tokenizer.any_voice)]
         windows = cut_windows(works, self._block_size, max(self._block_size // 2, 1))
-        rows = [
-            blended(self._by_voice(window, counted, weights), weights)
-            for window, counted in zip(windows.inputs, windows.counts, strict=True)
-        ]
-        nothing = np.zeros((0, self._tokenizer.vocab_size), np.float32)
-        return np.concatenate([nothing, *rows])
+        rows = [np.zeros((0, self._tokenizer.vocab_size), np.float32)]
+        for window, counted in zip(windows.inputs, windows.counts, strict=True):
+            tick()
+            rows.append(blended(self._by_voice(window, counted, weights), weights))
+        return np.concatenate(rows)
 
     def next_tokens(self, text: str, blends: Sequence[Blend], n: int) -> list[list[Prediction]]:
         """For each blend the n tokens that are the likeliest after a text, likeliest first.

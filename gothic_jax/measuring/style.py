@@ -6,7 +6,7 @@ wrote the text.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,14 +89,19 @@ class Meter:
         self._block_size = block_size
 
     def sentences(
-        self, text: str, prompt: str = "", voices: Collection[str] | None = None
+        self,
+        text: str,
+        prompt: str = "",
+        voices: Collection[str] | None = None,
+        tick: Callable[[], object] = lambda: None,
     ) -> list[Lean]:
         """The lean of each sentence of `text`, as the words that follow `prompt`.
 
-        `voices`, two or more of the model's, are compared; without them all are.
+        `voices`, two or more of the model's, are compared; without them all are. `tick` is called
+        for each window that is read: what it raises ends the measuring.
         """
         openers = {voice: self._openers[voice] for voice in voices or self._openers}
-        nats, ends = self._measured(prompt + text, openers)
+        nats, ends = self._measured(prompt + text, openers, tick)
         begin, byte = 0, len(prompt.encode())
         first = int(np.searchsorted(ends, byte, side="right"))
         leans = []
@@ -115,7 +120,7 @@ class Meter:
         return leans
 
     def _measured(
-        self, text: str, openers: Mapping[str, int]
+        self, text: str, openers: Mapping[str, int], tick: Callable[[], object]
     ) -> tuple[Float[np.ndarray, "voice token"], Int[np.ndarray, " token"]]:
         """Nats of each token under each voice, and the byte behind each token.
 
@@ -129,10 +134,11 @@ class Meter:
             part.reshape(voices, -1, self._block_size).swapaxes(0, 1)
             for part in cut_windows(works, self._block_size, max(self._block_size // 2, 1))
         )
-        nats = [
-            np.asarray(self._losses(self._params, window, wanted), np.float64)[:, counted[0]]
-            for window, wanted, counted in zip(inputs, targets, counts, strict=True)
-        ]
+        nats = []
+        for window, wanted, counted in zip(inputs, targets, counts, strict=True):
+            tick()
+            losses = np.asarray(self._losses(self._params, window, wanted), np.float64)
+            nats.append(losses[:, counted[0]])
         together = np.concatenate(nats, axis=1) if nats else np.zeros((voices, 0))
         return together, np.cumsum(self._tokenizer.byte_lengths[ids])
 

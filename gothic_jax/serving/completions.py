@@ -28,7 +28,7 @@ from gothic_jax.serving.responses import (
     usage,
     whole_choice,
 )
-from gothic_jax.serving.service import Service
+from gothic_jax.serving.service import Service, Tick
 from gothic_jax.text.typography import fit_prompt
 from gothic_jax.writing import receipts
 from gothic_jax.writing.engine import ScoredToken, Text, Written
@@ -238,8 +238,8 @@ async def _scored(
         return []
     most = request.likeliest
 
-    def score() -> list[ScoredToken]:
-        rows = service.writer.predictions.log_probabilities(tokens, request.settings.blend)
+    def score(tick: Tick) -> list[ScoredToken]:
+        rows = service.writer.predictions.log_probabilities(tokens, request.settings.blend, tick)
         order = np.argsort(-rows, axis=1, kind="stable")[:, :most]
         return [
             ScoredToken(token, float(row[token]), [(int(i), float(row[i])) for i in likeliest])
@@ -360,12 +360,13 @@ async def _best(service: Service, request: Request, choices: Sequence[Choice]) -
     assert service.index is not None  # as `parse` has checked
     index = service.index
 
-    def best() -> list[int]:
+    def best(tick: Tick) -> list[int]:
         shown = []
         for start in range(0, len(choices), request.best_of):
             group = choices[start : start + request.best_of]
             prompt, texts = group[0].given[-MAX_RANKED:], [one.written for one in group]
-            order = ranked(service.writer, index.words, prompt, texts, request.settings.blend)
+            blend = request.settings.blend
+            order = ranked(service.writer, index.words, prompt, texts, blend, tick)
             shown += [start + one.number for one in order[: request.n]]
         return shown
 

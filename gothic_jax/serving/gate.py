@@ -11,6 +11,7 @@ import hmac
 import json
 import re
 from collections.abc import Coroutine, Mapping
+from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -175,7 +176,7 @@ def error_response(error: RequestError, *, page: bool = False) -> Response:
 def raw_error(error: RequestError) -> bytes:
     """The same as the bytes of an HTTP/1.1 response, where no request could be read."""
     body = json.dumps(error.as_dict()).encode()
-    phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[error.status]
+    phrase = HTTPStatus(error.status).phrase
     later = f"retry-after: {RETRY_SECONDS}\r\n" if error.status == 503 else ""
     return (
         f"HTTP/1.1 {error.status} {phrase}\r\ncontent-type: application/json\r\n"

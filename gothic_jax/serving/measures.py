@@ -11,7 +11,7 @@ from gothic_jax.errors import UserError
 from gothic_jax.measuring.novelty import Span, find_words
 from gothic_jax.serving.gate import read_body, unless_gone
 from gothic_jax.serving.requests import Fields, RequestError, checked_blend, parse_object
-from gothic_jax.serving.service import MAX_MEASURED, Service
+from gothic_jax.serving.service import MAX_MEASURED, Service, Tick
 
 MAX_ALTERNATIVES, MAX_BLENDS = 50, 16
 
@@ -25,7 +25,7 @@ async def alternatives(service: Service, http: HttpRequest) -> Response:
         raise RequestError(f"blends must be a list of 1 to {MAX_BLENDS} blends", param="blends")
     blends = [checked_blend(one, "blends", service.writer.voices) if one else {} for one in given]
 
-    def predict() -> list[list[dict[str, Any]]]:
+    def predict(_: Tick) -> list[list[dict[str, Any]]]:
         predicted = service.writer.predictions.next_tokens(text, blends, n)
         return [[one._asdict() for one in each] for each in predicted]
 
@@ -50,7 +50,7 @@ async def measure(service: Service, http: HttpRequest) -> Response:
     return JSONResponse(await unless_gone(http, service.measure(measured)))
 
 
-def _measured(service: Service, text: str, voices: set[str]) -> dict[str, Any]:
+def _measured(service: Service, text: str, voices: set[str], tick: Tick) -> dict[str, Any]:
     """What the page shows beside a text. Places are in UTF-16 code units, as in JavaScript."""
     writer = service.writer
     try:
@@ -70,7 +70,7 @@ def _measured(service: Service, text: str, voices: set[str]) -> dict[str, Any]:
 
     copied = None
     if service.index is not None:
-        found = service.index.words.measure(text)
+        found = service.index.words.measure(text, tick)
         copied = {
             "words": found.words,
             "share": found.copied,
@@ -79,7 +79,8 @@ def _measured(service: Service, text: str, voices: set[str]) -> dict[str, Any]:
         }
     sentences = None
     if len(voices) > 1:
-        in_order = [voice for voice in writer.voices if voice in voices]
+        order = [voice for voice in writer.voices if voice in voices]
+        leans = writer.meter.sentences(text, voices=order, tick=tick) if tokens.size else []
         sentences = [
             {
                 "start": int(units[lean.start]),
@@ -87,7 +88,7 @@ def _measured(service: Service, text: str, voices: set[str]) -> dict[str, Any]:
                 "voice": lean.voice,
                 "strength": lean.strength,
             }
-            for lean in (writer.meter.sentences(text, voices=in_order) if tokens.size else [])
+            for lean in leans
         ]
     return {
         "tokens": len(tokens),

@@ -1,6 +1,7 @@
 """A model that is served, and what its answers share."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,8 +15,15 @@ from gothic_jax.writing.writer import Writer
 
 T = TypeVar("T")
 
+Tick = Callable[[], None]
+"""What long work calls now and then, and what ends it when nobody wants its result any more."""
+
 MAX_MEASURED = 100_000
 """Characters of a text that is measured."""
+
+
+class _NotWantedError(Exception):
+    """Ends work whose client has gone."""
 
 
 @dataclass
@@ -37,18 +45,27 @@ class Service:
         self.thread = EngineThread(self.writer.engine(self.slots))
         self.circumstances = receipts.circumstances(self.checkpoint)
 
-    async def measure(self, work: Callable[[], T]) -> T:
+    async def measure(self, work: Callable[[Tick], T]) -> T:
         """The result of some work in a thread.
 
-        One at a time, since it is slow and the writing needs its share of the processor. Work that
-        waits is dropped if its client leaves; what has begun is finished before the next begins.
+        One at a time, since it is slow and the writing needs its share of the processor. If its
+        client leaves, work that waits is dropped, and what has begun ends at its next tick.
         """
+        gone = threading.Event()
+
+        def tick() -> None:
+            if gone.is_set():
+                raise _NotWantedError
+
         async with self._measuring:
-            begun = asyncio.ensure_future(asyncio.to_thread(work))
+            begun = asyncio.ensure_future(asyncio.to_thread(work, tick))
             try:
                 return await asyncio.shield(begun)
             finally:
+                gone.set()
                 await asyncio.wait({begun})
+                if not begun.cancelled():
+                    begun.exception()  # looked at, so that asyncio does not report it
 
     @property
     def model(self) -> Model:

@@ -1,6 +1,6 @@
 """Which of several samples is the best: the one that copies least, then the nearest in style."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gothic_jax.measuring import novelty, style
@@ -19,15 +19,20 @@ class Ranked(NamedTuple):
 
 
 def ranked(
-    writer: Writer, index: novelty.Index, prompt: str, texts: Sequence[str], blend: Blend
+    writer: Writer,
+    index: novelty.Index,
+    prompt: str,
+    texts: Sequence[str],
+    blend: Blend,
+    tick: Callable[[], object] = lambda: None,
 ) -> list[Ranked]:
-    """The samples that follow a prompt, best first."""
+    """The samples that follow a prompt, best first; `tick` is as in what measures them."""
     meter = writer.meter if len(writer.voices) > 1 else None
     samples = []
     for number, text in enumerate(texts):
-        leans = meter.sentences(text, prompt) if meter else []
+        leans = meter.sentences(text, prompt, tick=tick) if meter else []
         towards = style.together(leans, text).towards(blend) if leans else 0.0
-        samples.append(Ranked(number, index.measure(text), towards))
+        samples.append(Ranked(number, index.measure(text, tick), towards))
     return best_first(samples)
 
 

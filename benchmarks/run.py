@@ -63,6 +63,8 @@ class Row:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    date: str = ""
+    """When it was measured; set by `Results.add`."""
 
 
 class Worker:
@@ -369,7 +371,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 class Results:
-    """The file of results. New rows replace those of the same case; the others stay."""
+    """The file of results. New rows replace those of the same case.
+
+    The others stay, whatever day they are of, if the machine and all versions are the same.
+    """
 
     def __init__(self, path: Path, machine: dict[str, Any]) -> None:
         self._path = path
@@ -377,24 +382,27 @@ class Results:
         self._rows: list[Row] = []
         if path.exists():
             old = json.loads(path.read_text())
-            if old["machine"] == machine:  # otherwise these rows would not stand side by side
-                self._rows = [Row(**row) for row in old["rows"]]
+            day = old["machine"]["date"]
+            if old["machine"] | {"date": machine["date"]} == machine:
+                self._rows = [Row(**{"date": day} | row) for row in old["rows"]]
 
     def has(self, case: str) -> bool:
         """Whether the case was measured, on this machine, with these versions and today."""
-        return any(row.case == case for row in self._rows)
+        return any((row.case, row.date) == (case, self._machine["date"]) for row in self._rows)
 
     def add(self, rows: Sequence[Row]) -> str:
         """Writes the rows, in JSON and as a table; returns their own table."""
-        cases = {row.case for row in rows}
-        self._rows = [row for row in self._rows if row.case not in cases] + [*rows]
+        cases, today = {row.case for row in rows}, self._machine["date"]
+        others = [row for row in self._rows if row.case not in cases]
+        self._rows = others + [dataclasses.replace(row, date=today) for row in rows]
         result = {"machine": self._machine, "rows": [dataclasses.asdict(r) for r in self._rows]}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(result, indent=1) + "\n")
         versions = ", ".join(
             f"{name} {version}" for name, version in self._machine["versions"].items()
         )
-        head = f"{self._machine['device']}; {self._machine['date']}; {versions}"
+        dates = ", ".join(sorted({row.date for row in self._rows}))
+        head = f"{self._machine['device']}; {dates}; {versions}"
         self._path.with_suffix(".md").write_text(f"{head}\n\n{table(self._rows)}")
         return table(rows)
 

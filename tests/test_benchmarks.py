@@ -3,12 +3,13 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import run as benchmark
 from benchmarks.cases import Case, Decode, Model, Train
-from benchmarks.run import OURS, Entry, Row, compare, table
+from benchmarks.run import OURS, Entry, Results, Row, compare, table
 
 TINY = Model(block_size=32, vocab_size=64, n_layer=1, n_head=2, n_embd=16)
 CASES = [
@@ -81,6 +82,24 @@ def test_results_hold_machine_versions_date_and_rows(
     assert [row["value"] for row in result["rows"]] == [0.5]
     assert "restore | 0.5 s" in output.with_suffix(".md").read_text()
     assert "restore | 0.5 s" in capsys.readouterr().out
+
+
+def test_rows_of_other_cases_stay_until_a_version_changes(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    machine = {"device": "CPU", "versions": {"jax": "1"}, "date": "2026-01-01"}
+
+    def add(case: str, machine: dict[str, Any]) -> list[tuple[str, str]]:
+        Results(path, machine).add([Row(case, OURS, "speed", 1.0, "tokens/s")])
+        return [(row["case"], row["date"]) for row in json.loads(path.read_text())["rows"]]
+
+    first, second = ("train", "2026-01-01"), ("serve", "2026-01-02")
+    assert add("train", machine) == [first]
+    later = machine | {"date": "2026-01-02"}
+    assert not Results(path, later).has("train")  # today
+    assert add("serve", later) == [first, second]
+    assert path.with_suffix(".md").read_text().startswith("CPU; 2026-01-01, 2026-01-02; jax 1")
+    newer = later | {"versions": {"jax": "2"}}
+    assert add("decode", newer) == [("decode", "2026-01-02")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")

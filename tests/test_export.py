@@ -18,6 +18,7 @@ from gothic_jax.model.gpt import init_params
 from gothic_jax.model.layouts import to_gguf, to_huggingface
 from gothic_jax.model.shape import ModelConfig
 from gothic_jax.shipping import huggingface, llama
+from gothic_jax.shipping.verify import Proof
 from tests.common import TINY, Workplace, run
 
 runtimes = pytest.mark.skipif(
@@ -152,9 +153,12 @@ def test_nothing_is_left_of_an_export_that_failed(
 def test_ollama_is_told_what_the_checkpoint_writes_with() -> None:
     lines = llama.modelfile("m-f16.gguf", TINY, ["wilde", "poe"]).splitlines()
     assert lines[0] == "FROM ./m-f16.gguf"
+    # A conversation has its voice once, at its beginning.
     assert lines[1] == (
-        'TEMPLATE """<|{{ if or (eq .System "any") (eq .System "wilde") (eq .System "poe") }}'
-        '{{ .System }}{{ else }}any{{ end }}|>{{ .Prompt }}"""'
+        'TEMPLATE """{{ $voice := "any" }}{{ range .Messages }}{{ if eq .Role "system" }}'
+        '{{ if or (eq .Content "any") (eq .Content "wilde") (eq .Content "poe") }}'
+        "{{ $voice = .Content }}{{ end }}{{ end }}{{ end }}<|{{ $voice }}|>"
+        '{{ range .Messages }}{{ if ne .Role "system" }}{{ .Content }}{{ end }}{{ end }}"""'
     )
     assert "PARAMETER num_ctx 32" in lines
     assert 'PARAMETER stop "<|endoftext|>"' in lines
@@ -237,6 +241,28 @@ def test_transformers_trains_it_and_what_it_saves_opens_here(
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize(
+    ("form", "log_probability", "bits_per_byte", "refused"),
+    [
+        ("hf float32", 0.9e-5, 0.0, False),
+        ("hf float32", 1.1e-5, 0.0, True),
+        ("hf float32", np.nan, 0.0, True),
+        ("gguf f16", 0.009, 0.9e-4, False),
+        ("gguf f16", 0.011, 0.0, True),
+        ("gguf f16", 0.0, 1.1e-4, True),
+        ("gguf q8_0", 0.2, 0.9e-3, False),
+        ("gguf q8_0", 0.2, 1.1e-3, True),
+        ("gguf q8_0", 0.2, np.nan, True),
+    ],
+)
+def test_an_export_is_as_near_as_its_type_allows(
+    form: str, log_probability: float, bits_per_byte: float, refused: bool
+) -> None:
+    proof = Proof(form, "it", 111, 0, log_probability, 2 + bits_per_byte, 2.0, same_greedy=True)
+    assert bool(proof.failures) is refused
+    assert proof._replace(texts_differing=1).failures
+
+
 WRONG = {
     "a norm": """
 from gothic_jax.model import layouts
@@ -254,6 +280,10 @@ def swapped(params, config):
     return tensors
 export.to_huggingface = swapped
 """,
+    "an epsilon": """
+own = huggingface.model_config
+huggingface.model_config = lambda config: own(config) | {"rms_norm_eps": 1e-5}
+""",
     "a pre-tokenizer": """
 import gguf
 own = gguf.GGUFWriter.add_tokenizer_pre
@@ -268,9 +298,9 @@ gguf.GGUFWriter.add_tokenizer_pre = lambda self, _: own(self, "default")
 def test_a_wrong_export_is_refused(workplace: Workplace, tmp_path: Path, wrong: str) -> None:
     # Trained until the parts of the model matter.
     assert workplace.train(max_iters=100, eval_interval=100, **{"model.dropout": 0.0}) == 0
-    form = "hf" if wrong == "a gate" else "gguf"
+    form = "hf" if wrong in ("a gate", "an epsilon") else "gguf"
     program = (
-        "from gothic_jax.shipping import export\n"
+        "from gothic_jax.shipping import export, huggingface\n"
         f"{WRONG[wrong]}\n"
         "from gothic_jax.commands.export import main\n"
         f"raise SystemExit(main({['--checkpoint', str(workplace.out_dir), '--to', form]!r}"

@@ -43,6 +43,8 @@ from gothic_jax.text.voices import ALL
 META, TOKENIZER = "meta.json", "tokenizer.json"
 FIGURES = ("loss", "perplexity", "bits_per_byte")
 """Of a score, those that others read."""
+RETRAIN = "try another, or train again"
+"""What to do about a checkpoint that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,11 @@ class Checkpoint:
         foreign = open_foreign(folder)
         config = get_config()
         config.model = ConfigDict(dataclasses.asdict(foreign.shape))
-        tokenizer = Tokenizer.parse(foreign.tokenizer_json, f"{folder}/{TOKENIZER}")
+        tokenizer = Tokenizer.parse(
+            foreign.tokenizer_json,
+            f"{folder}/{TOKENIZER}",
+            "take a model with a byte-level BPE, as GPT-2 has",
+        )
         unknown = "0" * 64  # nobody says what it was trained on
         meta = Meta(0, config.to_dict(), tokenizer.sha256, unknown, unknown, environment.facts())
         return cls(folder, meta, foreign.seal, foreign.tokenizer_json, foreign)
@@ -135,7 +141,8 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Its own copy of the tokenizer. Raises UserError where that does not fit the model."""
-        tokenizer = Tokenizer.parse(self._tokenizer_json, f"the tokenizer of {self}")
+        source = f"the tokenizer of {self}"
+        tokenizer = Tokenizer.parse(self._tokenizer_json, source, "try another checkpoint")
         if tokenizer.sha256 != self.meta.tokenizer_sha256:
             raise UserError(f"the tokenizer of {self} is not the one it was saved with")
         if tokenizer.vocab_size != self.meta.model_config.vocab_size:
@@ -169,7 +176,8 @@ class Checkpoint:
     def _restore(self, item: str, like: Any, sharding: jax.sharding.Sharding) -> Any:
         refuse_beyond_memory(next(iter(sharding.device_set)), tree_bytes(like), f"{self}/{item}")
         wanted = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
-        with unreadable_reported(self.path):
+        cure = "save it again with save_pretrained" if self._foreign else RETRAIN
+        with unreadable_reported(self.path, cure):
             if self._foreign is not None:
                 arrays = self._foreign.params(wanted)
             elif item == "params" and (self.path / WEIGHTS).is_file():
@@ -256,15 +264,13 @@ def _stated_val_loss(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def unreadable_reported(path: Path) -> Iterator[None]:
+def unreadable_reported(path: Path, cure: str = RETRAIN) -> Iterator[None]:
     """Turns what reading an unsound checkpoint may raise into a UserError that names it."""
     try:
         yield
     except (OSError, *UNSOUND) as error:
         reason = textwrap.shorten(str(error), 160)
-        raise UserError(
-            f"the checkpoint {path} cannot be read; try another, or train again ({reason})"
-        ) from error
+        raise UserError(f"the checkpoint {path} cannot be read; {cure} ({reason})") from error
 
 
 def _parse_meta(content: bytes, path: Path) -> Meta:

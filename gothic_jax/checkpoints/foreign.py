@@ -18,7 +18,7 @@ from gothic_jax.checkpoints.arrays import WEIGHTS
 from gothic_jax.errors import UserError
 from gothic_jax.machine.files import UNSOUND, file_sha256, parse_json, read_regular, sha256
 from gothic_jax.model.layouts import from_huggingface, huggingface_shapes
-from gothic_jax.model.shape import ModelConfig
+from gothic_jax.model.shape import MLP_FACTOR, NORM_EPS, ROPE_BASE, ModelConfig
 from gothic_jax.text.voices import ANY, voice_token
 from gothic_jax.text.works import END_OF_TEXT
 
@@ -30,7 +30,7 @@ _GPT2_PREFIX = "transformer."
 _NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (1e-5,),
+        "layer_norm_epsilon": (NORM_EPS["gpt2"],),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "reorder_and_upcast_attn": (False,),
@@ -40,8 +40,8 @@ _NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {
     "gemma": {
         "hidden_activation": ("gelu_pytorch_tanh", None),
         "hidden_act": ("gelu_pytorch_tanh",),
-        "rms_norm_eps": (1e-6,),
-        "rope_theta": (10000.0,),
+        "rms_norm_eps": (NORM_EPS["gemma"],),
+        "rope_theta": (ROPE_BASE,),
         "rope_scaling": (None,),
         "attention_bias": (False,),
         "tie_word_embeddings": (True,),
@@ -146,7 +146,8 @@ def open_foreign(folder: Path) -> Foreign:
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     except (RuntimeError, *UNSOUND) as error:  # RuntimeError: links in a circle
-        reason = textwrap.shorten(str(error), 160)  # it may quote the file at any length
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        reason = textwrap.shorten(reason, 160)  # it may quote the file at any length
         raise UserError(f"{folder} cannot be used here: {reason}") from error
     return Foreign(folder, shape, tokenizer, added, seal)
 
@@ -163,8 +164,8 @@ def _shape(config: Any) -> ModelConfig:
         if name in config and config[name] not in values:
             raise ValueError(f"its {name} is {config[name]!r}, which must be {values[0]!r}")
     if kind == "gpt2":
-        if config.get("n_inner") not in (None, 4 * config["n_embd"]):
-            raise ValueError(f"its n_inner is {config['n_inner']}, not four times n_embd")
+        if config.get("n_inner") not in (None, MLP_FACTOR * config["n_embd"]):
+            raise ValueError(f"its n_inner is {config['n_inner']}, not {MLP_FACTOR} times n_embd")
         return ModelConfig(
             architecture="gpt2",
             block_size=config.get("n_positions") or config["n_ctx"],
@@ -179,10 +180,11 @@ def _shape(config: Any) -> ModelConfig:
         raise ValueError(f"its {heads} heads share {config['num_key_value_heads']} keys and values")
     if config.get("head_dim", 256) * heads != width:
         raise ValueError("its heads are not hidden_size / num_attention_heads wide")
-    if config["intermediate_size"] != 4 * width:
-        raise ValueError("its intermediate_size is not four times hidden_size")
+    if config["intermediate_size"] != MLP_FACTOR * width:
+        raise ValueError(f"its intermediate_size is not {MLP_FACTOR} times hidden_size")
     rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or rope.get("rope_theta", 1e4) != 1e4:
+    rotation = (rope.get("rope_type", "default"), rope.get("rope_theta", ROPE_BASE))
+    if rotation != ("default", ROPE_BASE):
         raise ValueError(f"its rope_parameters are {rope}")
     return ModelConfig(
         architecture="gemma",
@@ -199,8 +201,8 @@ def _tokenizer(content: bytes) -> tuple[bytes, int]:
     """The tokenizer's JSON with an `<|any|>` token, and how many tokens were added."""
     value = parse_json(content)
     vocabulary, token = value["model"]["vocab"], voice_token(ANY)
-    if token in vocabulary:
-        return content, 0
+    if not isinstance(vocabulary, dict) or token in vocabulary:
+        return content, 0  # a list is another kind of tokenizer, which Tokenizer.parse names
     vocabulary[token] = len(vocabulary)
     value["added_tokens"].append({"id": vocabulary[token], "content": token, "special": True})
     return json.dumps(value).encode(), 1

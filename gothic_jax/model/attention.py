@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gothic_jax.model.ops import matmul, matmul_first_transposed, matmul_transposed, written_swapped
+from gothic_jax.model.shape import ROPE_BASE
 
 Implementation = Literal["cudnn", "xla", "xla-blocks"]
 """cuDNN's flash attention, XLA's plain one, or XLA by blocks of queries for a CPU."""
@@ -21,12 +22,12 @@ class Rotation(NamedTuple):
 
 
 def rotation(positions: Int[Array, "*rows time"], head_dim: int) -> Rotation:
-    """The angles of rotary position embedding (arXiv 2104.09864), base 10,000.
+    """The angles of rotary position embedding (arXiv 2104.09864), base ROPE_BASE.
 
     The positions are those of all rows, or row by row.
     """
     half = head_dim // 2
-    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = ROPE_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None].astype(jnp.float32) * frequency
     return Rotation(jnp.cos(angle), jnp.sin(angle))
 

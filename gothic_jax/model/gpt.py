@@ -241,7 +241,7 @@ class MLP(nnx.Module):
     """Four times as wide inside; GELU, gated for Gemma (GEGLU, arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, **layer: Any) -> None:
-        width, inner = config.n_embd, 4 * config.n_embd
+        width, inner = config.n_embd, config.mlp_width
         layer["biased"] = config.architecture == "gpt2"
         gated = config.architecture == "gemma"
         self.activation = _gated_gelu if gated else gelu
@@ -303,9 +303,9 @@ def _param(initial: Callable[..., Array], rngs: Rngs, shape: tuple[int, ...]) ->
 def _norm(config: ModelConfig, dtype: Any, rngs: Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
     rngs = rngs or nnx.Rngs(0)  # the initial values of norms are not random
     if config.architecture == "gemma":
-        return nnx.RMSNorm(config.n_embd, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        return nnx.RMSNorm(config.n_embd, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
     return nnx.LayerNorm(
-        config.n_embd, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs
+        config.n_embd, epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs
     )
 
 

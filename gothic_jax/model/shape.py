@@ -17,6 +17,12 @@ LIMITS = {
     "n_embd": 2**14,
 }
 """Larger values are typing errors or hostile input."""
+NORM_EPS = {"gemma": 1e-6, "gpt2": 1e-5}
+"""What a norm adds to the variance, by architecture."""
+ROPE_BASE = 10_000.0
+"""Of Gemma's rotary positions."""
+MLP_FACTOR = 4
+"""Widths of the model in its MLP."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,16 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLP inside."""
+        return MLP_FACTOR * self.n_embd
+
+    @property
+    def norm_eps(self) -> float:
+        """What a norm adds to the variance."""
+        return NORM_EPS[self.architecture]
 
     def validate(self) -> None:
         """Raises UserError where no model has these numbers."""

@@ -112,7 +112,7 @@ def _prove(
     if not forms:
         return [], missing
     config = checkpoint.meta.model_config
-    params = checkpoint.params(SingleDeviceSharding(jax.devices()[0]))
+    params = checkpoint.params(SingleDeviceSharding(jax.devices("cpu")[0]))
     own = verify.reference(params, config, checkpoint.tokenizer, text, WINDOWS)
     proofs = []
     for form in forms:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from gothic_jax.model.layouts import Tensors
-from gothic_jax.model.shape import ModelConfig
+from gothic_jax.model.shape import ROPE_BASE, ModelConfig
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.voices import ANY, voice_token
 from gothic_jax.text.works import END_OF_TEXT
@@ -75,7 +75,7 @@ def model_config(config: ModelConfig) -> dict[str, Any]:
             "n_layer": config.n_layer,
             "n_head": config.n_head,
             "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
+            "layer_norm_epsilon": config.norm_eps,
             "embd_pdrop": config.dropout,
             "attn_pdrop": 0.0,
             "resid_pdrop": config.dropout,
@@ -87,17 +87,17 @@ def model_config(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.block_size,
         "hidden_size": config.n_embd,
-        "intermediate_size": 4 * config.n_embd,
+        "intermediate_size": config.mlp_width,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_head,
         "head_dim": config.head_dim,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
+        "rms_norm_eps": config.norm_eps,
         # The first is version 4's name, the second version 5's.
-        "rope_theta": 10000.0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "rope_theta": ROPE_BASE,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": True,

@@ -38,15 +38,15 @@ def write(
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_feed_forward_length(config.mlp_width)
     writer.add_head_count(config.n_head)
     if config.architecture == "gemma":
         writer.add_head_count_kv(config.n_head)
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
-        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
     else:
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(config.norm_eps)
     _add_tokenizer(gguf, writer, tokenizer)
     quantized = gguf.GGMLQuantizationType[kind.upper()]
     for tensor, array in tensors.items():
@@ -79,14 +79,18 @@ def _add_tokenizer(gguf: Any, writer: Any, tokenizer: Tokenizer) -> None:
 def modelfile(gguf: str, config: ModelConfig, voices: Iterable[str]) -> str:
     """Ollama's description of a model in a GGUF file beside it.
 
-    The voice is the system message, where that is a voice's name.
+    The text is that of `chat_template`: the opener of the last system message that is a voice's
+    name, and all other messages as they are.
     """
     sampling = Sampling()
-    known = " ".join(f'(eq .System "{voice}")' for voice in (ANY, *voices))
+    known = " ".join(f'(eq .Content "{voice}")' for voice in (ANY, *voices))
     return (
         f"FROM ./{gguf}\n"
-        f'TEMPLATE """<|{{{{ if or {known} }}}}{{{{ .System }}}}{{{{ else }}}}{ANY}{{{{ end }}}}|>'
-        '{{ .Prompt }}"""\n'
+        f'TEMPLATE """{{{{ $voice := "{ANY}" }}}}'
+        '{{ range .Messages }}{{ if eq .Role "system" }}'
+        f"{{{{ if or {known} }}}}{{{{ $voice = .Content }}}}{{{{ end }}}}"
+        "{{ end }}{{ end }}<|{{ $voice }}|>"
+        '{{ range .Messages }}{{ if ne .Role "system" }}{{ .Content }}{{ end }}{{ end }}"""\n'
         f"PARAMETER num_ctx {config.block_size}\n"
         f'PARAMETER stop "{END_OF_TEXT}"\n'
         f"PARAMETER temperature {sampling.temperature}\n"

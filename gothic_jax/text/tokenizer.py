@@ -104,8 +104,12 @@ class Tokenizer:
         return cls.parse(content, str(path))
 
     @classmethod
-    def parse(cls, content: bytes, source: str) -> "Tokenizer":
+    def parse(
+        cls, content: bytes, source: str, cure: str = "`gothic-tokenize` makes one"
+    ) -> "Tokenizer":
         """The tokenizer of a JSON text from `source`; raises UserError where it is another kind.
+
+        `cure` is what that error advises.
 
         The library takes anything that it can parse, and some of that makes it panic, hang or ask
         for all memory. So it is given only what `gothic-tokenize` uses: byte-level BPE with
@@ -119,7 +123,7 @@ class Tokenizer:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
                 f"{source} is not a tokenizer that can be used here"
-                f" ({textwrap.shorten(reason, 200)}); `gothic-tokenize` makes one"
+                f" ({textwrap.shorten(reason, 200)}); {cure}"
             ) from error
 
     def with_voices(self, names: Sequence[str]) -> "Tokenizer":

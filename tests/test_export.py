@@ -242,7 +242,7 @@ def test_transformers_trains_it_and_what_it_saves_opens_here(
 
 
 @pytest.mark.parametrize(
-    ("form", "log_probability", "bits_per_byte", "refused"),
+    ("form", "logit", "bits_per_byte", "refused"),
     [
         ("hf float32", 0.9e-5, 0.0, False),
         ("hf float32", 1.1e-5, 0.0, True),
@@ -256,9 +256,9 @@ def test_transformers_trains_it_and_what_it_saves_opens_here(
     ],
 )
 def test_an_export_is_as_near_as_its_type_allows(
-    form: str, log_probability: float, bits_per_byte: float, refused: bool
+    form: str, logit: float, bits_per_byte: float, refused: bool
 ) -> None:
-    proof = Proof(form, "it", 111, 0, log_probability, 2 + bits_per_byte, 2.0, same_greedy=True)
+    proof = Proof(form, "it", 111, 0, logit, 2 + bits_per_byte, 2.0, same_greedy=True)
     assert bool(proof.failures) is refused
     assert proof._replace(texts_differing=1).failures
 

@@ -1,7 +1,7 @@
 """Whether a model that was exported is the same in the program that it was exported for.
 
 Each check runs the exported files themselves, as a stranger would, and compares with this program:
-token ids, log-probabilities of every next token, bits per byte, and the text of likeliest tokens.
+token ids, logits of every next token, bits per byte, and the text of likeliest tokens.
 """
 
 import importlib.metadata
@@ -29,7 +29,7 @@ GREEDY_TOKENS = 24
 POSITIONS = 48
 """Places in a window at which llama.cpp, which tells one distribution a request, is asked."""
 LEAST = -12.0
-"""Log-probabilities, in nats, below which a difference matters to nobody."""
+"""Log-probability, in nats, of tokens whose logits matter to nobody."""
 FUZZED_TEXTS = 100
 FUZZED_TOKENS = 30
 ODD_TEXTS = (
@@ -50,7 +50,7 @@ ODD_TEXTS = (
 class Limits(NamedTuple):
     """How far an export may be from this program."""
 
-    log_probability: float
+    logit: float
     bits_per_byte: float
 
 
@@ -82,8 +82,8 @@ class Proof(NamedTuple):
     texts: int
     texts_differing: int
     """Texts whose token ids were not the same."""
-    log_probability: float
-    """The largest difference, in nats, of any next token at any place."""
+    logit: float
+    """The largest difference, in nats, of any next token's at any place."""
     bits_per_byte: float
     """That of the exported model on the text compared."""
     own_bits_per_byte: float
@@ -96,8 +96,8 @@ class Proof(NamedTuple):
         found = []
         if self.texts_differing:
             found.append(f"{self.texts_differing} of {self.texts} texts have other tokens")
-        if not self.log_probability <= limits.log_probability:  # NaN fails
-            found.append(f"log-probabilities differ by {self.log_probability:.2g}")
+        if not self.logit <= limits.logit:  # NaN fails
+            found.append(f"logits differ by {self.logit:.2g}")
         if not abs(self.bits_per_byte - self.own_bits_per_byte) <= limits.bits_per_byte:
             found.append(
                 f"bits per byte are {self.bits_per_byte:.5f}, here {self.own_bits_per_byte:.5f}"
@@ -293,6 +293,10 @@ def _proof(
     expected = own.log_probabilities[rows, columns]
     # Far below the likeliest, a log-probability is all rounding, and no text ever has the token.
     seen = np.maximum(expected, found) > LEAST
+    # A softmax takes no notice of what is added to all logits of a place, and llama.cpp tells only
+    # what comes after it.
+    difference = expected - found
+    difference -= np.mean(difference, axis=1, keepdims=True, where=seen)
     targets = own.windows[rows, columns + 1]
     n_bytes = own.tokenizer.byte_lengths[targets].sum()
 
@@ -304,7 +308,7 @@ def _proof(
         program,
         len(own.ids),
         sum(theirs != ours for theirs, ours in zip(ids, own.ids, strict=True)),
-        float(np.max(np.abs(expected - found), where=seen, initial=0.0)),
+        float(np.max(np.abs(difference), where=seen, initial=0.0)),
         bits_per_byte(found),
         bits_per_byte(expected),
         written == own.greedy,
@@ -314,13 +318,13 @@ def _proof(
 def table(proofs: Sequence[Proof]) -> str:
     """The proofs as Markdown."""
     lines = [
-        "| form | compared with | texts with the same tokens | largest difference of a"
-        " log-probability | bits per byte, here | same likeliest text |",
+        "| form | compared with | texts with the same tokens | largest difference of a logit"
+        " | bits per byte, here | same likeliest text |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {proof.form} | {proof.program} | {proof.texts - proof.texts_differing} of {proof.texts}"
-        f" | {proof.log_probability:.2g} | {proof.bits_per_byte:.5f},"
+        f" | {proof.logit:.2g} | {proof.bits_per_byte:.5f},"
         f" {proof.own_bits_per_byte:.5f} | {'yes' if proof.same_greedy else 'no'} |"
         for proof in proofs
     ]

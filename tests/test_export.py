@@ -163,6 +163,7 @@ def test_ollama_is_told_what_the_checkpoint_writes_with() -> None:
     assert "PARAMETER num_ctx 32" in lines
     assert 'PARAMETER stop "<|endoftext|>"' in lines
     assert "PARAMETER temperature 1.0" in lines
+    assert "PARAMETER repeat_penalty 1.0" in lines
 
 
 @runtimes

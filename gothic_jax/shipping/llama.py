@@ -96,6 +96,7 @@ def modelfile(gguf: str, config: ModelConfig, voices: Iterable[str]) -> str:
         f"PARAMETER temperature {sampling.temperature}\n"
         f"PARAMETER top_k {sampling.top_k}\n"
         f"PARAMETER top_p {sampling.top_p}\n"
+        "PARAMETER repeat_penalty 1.0\n"  # none; 1.1 where nothing is said
     )
 
 

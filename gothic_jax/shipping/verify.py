@@ -128,19 +128,19 @@ def reference(
 ) -> Reference:
     """The answers for some windows of a text, in float64, of parameters on a CPU.
 
-    Two programs that compute in float32 differ by more than a small mistake would make.
+    In float32, rounding alone makes two programs differ by more than a small mistake does.
     """
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
         graphdef = graph(config, jnp.dtype("float64"))
 
     @jax.jit
-    def logits(tokens: Array) -> Array:
-        return nnx.merge(graphdef, wide)(tokens)
+    def logits(params: Params, tokens: Array) -> Array:
+        return nnx.merge(graphdef, params)(tokens)
 
     def logits_of(tokens: Int[np.ndarray, "row time"]) -> Float[np.ndarray, "row time vocab"]:
         with jax.enable_x64(True):
-            return np.asarray(logits(tokens))
+            return np.asarray(logits(wide, tokens))
 
     body = tokenizer.encode(text).astype(np.int32)
     opener = next(iter(tokenizer.voices.values()), tokenizer.any_voice)

@@ -73,6 +73,13 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.compute_dtype = "bfloat16"  # or float32; parameters, softmax and loss are float32
     config.compile = True  # False: op by op, to debug
+    # none: each device has a copy of parameters and optimizer; fsdp: each has a part of them, for
+    # models that do not fit. The result is the same.
+    config.shard = "none"
+    # Of a run of several processes, one a host: HOST:PORT,COUNT,INDEX, where HOST is that of the
+    # process with INDEX 0; "": as the environment says (srun, mpirun, JAX's variables); off: no.
+    # No checkpoint keeps it.
+    config.distributed = ""
 
     config.model = ConfigDict(dataclasses.asdict(ModelConfig()))
     return config
@@ -208,6 +215,8 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"voice_weights must not be below 0: {config.voice_weights}")
     if config.optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer must be adamw or muon, not {config.optimizer}")
+    if config.shard not in ("none", "fsdp"):
+        raise UserError(f"shard must be none or fsdp, not {config.shard}")
     if config.compute_dtype not in ("bfloat16", "float32"):
         raise UserError(f"compute_dtype must be bfloat16 or float32, not {config.compute_dtype}")
     ModelConfig(**config.model).validate()

@@ -1,8 +1,10 @@
 """What several test files need: a tiny text, a tiny model, and the commands as processes."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +116,45 @@ def process(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def team(
+    count: int,
+    arguments: list[str],
+    cwd: Path,
+    *,
+    own: Sequence[list[str]] = (),
+    **environment: str,
+) -> list[subprocess.Popen[str]]:
+    """`gothic-train` in so many processes on this machine, as a user starts them by hand.
+
+    `own` are further arguments of each.
+    """
+    with socket.create_server(("localhost", 0)) as free:
+        address = f"localhost:{free.getsockname()[1]}"
+    return [
+        process(
+            "train",
+            [
+                *arguments,
+                *(own[index] if own else ()),
+                f"--config.distributed={address},{count},{index}",
+            ],
+            cwd,
+            **environment,
+        )
+        for index in range(count)
+    ]
+
+
+def ends(started: list[subprocess.Popen[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """How these processes end, which they do by themselves."""
+    done = []
+    for each in started:
+        with each:
+            out, err = each.communicate(timeout=200)
+        done.append(subprocess.CompletedProcess(each.args, each.returncode, out, err))
+    return done
 
 
 def run(module: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

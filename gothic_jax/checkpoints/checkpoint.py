@@ -33,7 +33,7 @@ from gothic_jax.checkpoints.foreign import Foreign, is_foreign, open_foreign
 from gothic_jax.config import get_config, saved_config
 from gothic_jax.errors import UserError
 from gothic_jax.machine import environment, manifest
-from gothic_jax.machine.device import refuse_beyond_memory, tree_bytes
+from gothic_jax.machine.device import put, refuse_beyond_memory, tree_bytes
 from gothic_jax.machine.files import UNSOUND, parse_json, read_regular
 from gothic_jax.model.gpt import Params, abstract_params
 from gothic_jax.model.shape import ModelConfig
@@ -159,9 +159,9 @@ class Checkpoint:
             )
         return tokenizer
 
-    def params(self, sharding: jax.sharding.Sharding) -> Params:
-        """The parameters, laid out by `sharding`. Raises UserError."""
-        return self._restore("params", abstract_params(self.meta.model_config), sharding)
+    def params(self, shardings: Any) -> Params:
+        """The parameters, laid out by a sharding, or a tree of one for each. Raises UserError."""
+        return self._restore("params", abstract_params(self.meta.model_config), shardings)
 
     def named_params(self) -> dict[str, np.ndarray]:
         """The parameters in float32 on the host, by their names in the files. Raises UserError."""
@@ -169,12 +169,16 @@ class Checkpoint:
         leaves = jax.tree.leaves_with_path(params)
         return {leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
-    def optimizer(self, like: Any, sharding: jax.sharding.Sharding) -> Any:
+    def optimizer(self, like: Any, shardings: Any) -> Any:
         """The optimizer's state, of the same structure as `like`. Raises UserError."""
-        return self._restore("optimizer", like, sharding)
+        return self._restore("optimizer", like, shardings)
 
-    def _restore(self, item: str, like: Any, sharding: jax.sharding.Sharding) -> Any:
-        refuse_beyond_memory(next(iter(sharding.device_set)), tree_bytes(like), f"{self}/{item}")
+    def _restore(self, item: str, like: Any, shardings: Any) -> Any:
+        refuse_beyond_memory(
+            next(iter(jax.tree.leaves(shardings)[0].addressable_devices)),
+            tree_bytes(like),
+            f"{self}/{item}",
+        )
         wanted = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
         cure = "save it again with save_pretrained" if self._foreign else RETRAIN
         with unreadable_reported(self.path, cure):
@@ -184,8 +188,8 @@ class Checkpoint:
                 arrays = read_safetensors(self.path, wanted)
             else:
                 arrays = read_orbax((self.path / item).resolve(), wanted)
-        leaves = [jax.device_put(arrays[name], sharding) for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        tree = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+        return put(tree, shardings)
 
 
 def iterations(run: Path) -> list[int]:

@@ -6,12 +6,14 @@ a dot are work under way; `tidy` clears them away.
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +23,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gothic_jax.checkpoints.checkpoint import META, TOKENIZER, Checkpoint, Meta, iterations
 from gothic_jax.errors import UserError
 from gothic_jax.machine import manifest
 from gothic_jax.machine.files import sync
+from gothic_jax.machine.processes import ALONE, Team
 from gothic_jax.model.gpt import Params
 from gothic_jax.text.tokenizer import Tokenizer
 
@@ -94,14 +98,16 @@ class Saver:
     `close()` waits for the last one.
     """
 
-    def __init__(self, run: Path, whole: Sequence[Checkpoint]) -> None:
+    def __init__(self, run: Path, whole: Sequence[Checkpoint], team: Team = ALONE) -> None:
         """`whole` are the checkpoints up to the one that the run goes on from.
 
-        All others in the folder are moved to where `set_aside` says.
+        All others in the folder are moved to where `set_aside` says. Of a team, the first
+        process writes, and the others have nothing to wait for.
         """
         self._run = run
+        self._team = team
         self._val_losses = {each.iteration: each.meta.val_loss for each in whole}
-        for iteration in iterations(run):
+        for iteration in iterations(run) if team.is_first else ():
             if iteration not in self._val_losses:
                 _replace(run / str(iteration), set_aside(run, iteration))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -123,8 +129,17 @@ class Saver:
         self.wait()
         # The larger part first: it is hashed while the other one is written.
         arrays = {"optimizer": optimizer, "params": params}
+        writers: set[int] | None = None
+        if self._team.count > 1:
+            divided = not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(arrays))
+            writers = {*range(self._team.count)} if divided else {0}
+            if self._team.index not in writers:
+                return
+            if not divided:
+                arrays = self._team.own(arrays)
         copies = jax.tree.map(jnp.copy, arrays)
-        self._save = self._pool.submit(self._write, copies, meta, tokenizer)
+        work = self._write if self._team.is_first else self._write_part
+        self._save = self._pool.submit(work, copies, meta, tokenizer, writers)
 
     def wait(self) -> None:
         """Waits until the last save is on the disk; raises SaveFailure if it is not."""
@@ -142,21 +157,30 @@ class Saver:
         self._pool.shutdown()
         self.wait()
 
-    def _write(self, arrays: dict[str, Any], meta: Meta, tokenizer: Tokenizer) -> None:
-        import orbax.checkpoint as ocp  # a run that begins does not wait for it
+    def _write_part(
+        self, arrays: dict[str, Any], meta: Meta, _: Tokenizer, writers: set[int] | None
+    ) -> None:
+        """This process's part of the arrays, while the first one writes the rest."""
+        try:
+            list(_written(arrays, self._run / f".{meta.iteration}.tmp", writers))
+        except Exception as error:  # the first one misses this part, and reports the save
+            print(f"warning: a part of a checkpoint is not written: {error}", file=sys.stderr)
 
+    def _write(
+        self,
+        arrays: dict[str, Any],
+        meta: Meta,
+        tokenizer: Tokenizer,
+        writers: set[int] | None,
+    ) -> None:
         folder = self._run / f".{meta.iteration}.tmp"
         final = self._run / str(meta.iteration)
         try:
             with _disk_errors_raised(), ThreadPoolExecutor(manifest.HASHERS) as hashers:
                 folder.mkdir()
                 hashed: manifest.Entries = {}
-                # Trained numbers are noise: to compress them takes longer than to write them.
-                handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-                with ocp.Checkpointer(handler) as orbax, _without_patterns(folder) as path:
-                    for name, tree in arrays.items():
-                        orbax.save(path / name, args=ocp.args.PyTreeSave(tree))
-                        hashed |= manifest.entries(folder, f"{name}/", hashers)
+                for name in _written(arrays, folder, writers):
+                    hashed |= manifest.entries(folder, f"{name}/", hashers)
                 (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
                 content = json.dumps(dataclasses.asdict(meta), indent=1)
                 (folder / META).write_text(content)
@@ -188,6 +212,35 @@ class Saver:
                 with contextlib.suppress(OSError):  # tried again after the next save
                     (self._run / str(iteration)).rename(trash)
                     shutil.rmtree(trash)
+
+
+def _written(arrays: dict[str, Any], folder: Path, writers: set[int] | None) -> Iterator[str]:
+    """Writes each tree of arrays with Orbax, and gives its name as soon as it is written.
+
+    `writers` are the processes that do so together, None where there is only one.
+    """
+    import orbax.checkpoint as ocp  # a run that begins does not wait for it
+
+    if writers == {0}:
+        # Among several processes, Orbax takes an array that only one of them has as NumPy's.
+        arrays = jax.tree.map(np.asarray, arrays)
+    for name, tree in arrays.items():
+        # With `active_processes`, they wait for each other without a collective, which would come
+        # between those of the steps that go on meanwhile. Such a wait needs a name of its own.
+        together = ocp.options.MultiprocessingOptions(
+            active_processes=writers,
+            barrier_sync_key_prefix=None if writers is None else f"{folder.name}-{name}",
+        )
+        # Trained numbers are noise: to compress them takes longer than to write them.
+        handler = ocp.PyTreeCheckpointHandler(
+            use_compression=False, multiprocessing_options=together
+        )
+        with (
+            ocp.Checkpointer(handler, multiprocessing_options=together) as orbax,
+            _without_patterns(folder) as path,
+        ):
+            orbax.save(path / name, args=ocp.args.PyTreeSave(tree))
+        yield name
 
 
 @contextlib.contextmanager
@@ -240,6 +293,9 @@ def _disk_errors_raised() -> Iterator[None]:
         yield
     except OSError:
         raise
+    except jax.errors.JaxRuntimeError as error:
+        # Orbax waited in vain for another process, whose part is missing.
+        raise OSError(errno.EIO, "another process has not written its part") from error
     except Exception as error:
         if found := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error

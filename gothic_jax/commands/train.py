@@ -5,14 +5,17 @@ This module parses the command line and locks the run's folder; `run` and `loop`
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from gothic_jax.commands.cli import ArgumentParser, command
 from gothic_jax.config import changed_by, get_config, load_config, parse_overrides
 from gothic_jax.errors import UserError
+from gothic_jax.machine.hosts import find_place
 from gothic_jax.machine.process import exclusive, use_huge_pages
 
 
@@ -90,27 +93,35 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
     base = load_config(arguments.config) if arguments.config else get_config()
     overrides = parse_overrides(_overrides(arguments, rest))
-    with exclusive(Path(changed_by(base, overrides).out_dir)):
-        # These imports take seconds; a second trainer on one folder is refused at once.
-        from gothic_jax.machine.compiled import cache_compiled_programs
-        from gothic_jax.training.loop import train
-        from gothic_jax.training.run import Request, prepare
+    # Where this process stands is not a setting of the run, which may go on elsewhere.
+    place = find_place(overrides.pop("distributed", base.distributed), os.environ)
+    base.distributed = ""
+    out_dir = Path(changed_by(base, overrides).out_dir)
+    request = (base, arguments.config, overrides)
+    how = {name: getattr(arguments, name) for name in ("resume", "init_from", "overwrite")}
+    if place is None:
+        with exclusive(out_dir):
+            # Its imports take seconds; a second trainer on one folder is refused at once.
+            return _train(*request, **how)
+    # A process that is refused must be able to say so to the others.
+    from gothic_jax.machine.processes import Team
 
-        cache_compiled_programs()
-        run = prepare(
-            Request(
-                base,
-                arguments.config,
-                overrides,
-                resume=arguments.resume,
-                init_from=arguments.init_from,
-                overwrite=arguments.overwrite,
-            )
-        )
-        print(f"checkpoints and logs: {run.config.out_dir}")
-        if run.meta.iteration:
-            print(f"resuming at iteration {run.meta.iteration}")
-        return train(run, lambda line: print(line, flush=True))
+    team = Team.join(place, "gothic-train")
+    with team.ending_together(), exclusive(out_dir) if team.is_first else nullcontext():
+        return _train(*request, **how, team=team)
+
+
+def _train(*request: Any, **how: Any) -> int:
+    from gothic_jax.machine.compiled import cache_compiled_programs
+    from gothic_jax.training.loop import train
+    from gothic_jax.training.run import Request, prepare
+
+    cache_compiled_programs()
+    run = prepare(Request(*request, **how))
+    print(f"checkpoints and logs: {run.config.out_dir}")
+    if run.meta.iteration:
+        print(f"resuming at iteration {run.meta.iteration}")
+    return train(run, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from gothic_jax.errors import UserError
 
@@ -86,6 +88,33 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     flags = next((line for line in lines if line.startswith("flags")), "")
     return frozenset(flags.partition(":")[2].split())
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """As `jax.device_put`, also onto devices of other processes, which all put the same.
+
+    `shardings` is a sharding for all arrays, a tree of one for each, or None.
+    """
+    if all(each.is_fully_addressable for each in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
+
+    def parts(leaf: Any, sharding: Sharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(parts, tree, jax.tree.broadcast(shardings, tree))
+
+
+def read_by_all(sharding: Sharding | None) -> Sharding | None:
+    """How to lay out what each process is to read of a result computed on these devices.
+
+    None, which leaves it to the compiler, where one process has them all.
+    """
+    if not isinstance(sharding, NamedSharding) or sharding.is_fully_addressable:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def tree_bytes(tree: Any) -> int:

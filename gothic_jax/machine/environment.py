@@ -33,12 +33,13 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 @functools.cache
 def facts() -> dict[str, str]:
     """The facts of this process by name: versions, commit, processor, threads, devices, flags."""
-    devices = jax.local_devices()
+    devices, processes = jax.devices(), jax.process_count()
+    together = f" in {processes} processes" if processes > 1 else ""
     return versions(PACKAGES) | {
         "python": platform.python_version(),
         "commit": _commit(),
         "threads": str(len(os.sched_getaffinity(0))),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}{together}",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
 

@@ -5,6 +5,7 @@ validation text rises, and the model begins to recite.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, Integer
 
+from gothic_jax.machine.device import put, read_by_all
 from gothic_jax.measuring.scoring import (
     Evaluator,
     LossFunction,
@@ -60,13 +62,13 @@ def hit_function(
 ) -> HitFunction:
     """Jitted (params, inputs, targets) -> whether each target is the likeliest token."""
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=read_by_all(sharding))
     def jitted(params: Params, inputs: Array, targets: Array) -> Array:
         model = nnx.merge(graph(config, jnp.dtype(compute_dtype)), params)
         return jnp.argmax(model(inputs, attention=attention), axis=-1) == targets
 
     def hits(params: Params, inputs: np.ndarray, targets: np.ndarray) -> Array:
-        return jitted(params, *jax.device_put((inputs, targets), sharding))
+        return jitted(params, *put((inputs, targets), sharding))
 
     return hits
 

@@ -7,6 +7,7 @@ Special tokens are context: they count neither as predictions nor as bytes.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int, Integer
 
 from gothic_jax.errors import UserError
+from gothic_jax.machine.device import put, read_by_all
 from gothic_jax.model.attention import Implementation, choose
 from gothic_jax.model.gpt import Params, graph
 from gothic_jax.model.ops import token_losses
@@ -111,13 +113,13 @@ def loss_function(
     The batch is laid out by `sharding`; by default it goes to the default device.
     """
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=read_by_all(sharding))
     def jitted(params: Params, inputs: Array, targets: Array) -> Array:
         model = nnx.merge(graph(config, jnp.dtype(compute_dtype)), params)
         return token_losses(model(inputs, attention=attention), targets)
 
     def losses(params: Params, inputs: np.ndarray, targets: np.ndarray) -> Array:
-        return jitted(params, *jax.device_put((inputs, targets), sharding))
+        return jitted(params, *put((inputs, targets), sharding))
 
     return losses
 
@@ -179,7 +181,7 @@ def fitting_batch(batch_size: int, rows: int) -> int:
 
     It can be divided over all devices if `batch_size` can.
     """
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     return min(batch_size, -(-rows // devices) * devices)
 
 

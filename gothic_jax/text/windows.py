@@ -18,8 +18,11 @@ def training_batches(
     voice_dropout: float,
     voice_weights: Mapping[str, float] | None = None,
     seed: int,
+    rows: slice = slice(None),
 ) -> grain.MapDataset:
     """An endless Grain dataset; element i is the batch of iteration i, [*shape, block_size + 1].
+
+    Of the last axis of `shape`, only `rows` are read: a process's part of the batch of all.
 
     A window lies within one work. Its first token is the opener of the work's voice or, with
     probability `voice_dropout`, `<|any|>`; the rest is the work's, then NOTHING. Works are drawn by
@@ -35,12 +38,15 @@ def training_batches(
     offsets = np.arange(block_size)
 
     def crop(_: int, rng: np.random.Generator) -> Int[np.ndarray, "*shape time"]:
-        work = rng.choice(len(shares), size=shape, p=shares)
-        middle = (rng.random(shape) * lengths[work]).astype(np.int64)
+        # Drawn for all rows, whichever are read, so that the parts make up the same batch.
+        works = rng.choice(len(shares), size=shape, p=shares)
+        places, openers = rng.random(shape)[..., rows], rng.random(shape)[..., rows]
+        work = works[..., rows]
+        middle = (places * lengths[work]).astype(np.int64)
         start = np.clip(middle - block_size // 2, 0, latest_start[work])[..., None] + offsets
         place = (text.ends - lengths)[work][..., None] + start
         inside = start < lengths[work][..., None]
-        opener = np.where(rng.random(shape) < voice_dropout, text.any_voice, text.openers[work])
+        opener = np.where(openers < voice_dropout, text.any_voice, text.openers[work])
         body = np.where(inside, text.tokens[np.where(inside, place, 0)].astype(np.int32), NOTHING)
         return np.concatenate([opener[..., None].astype(np.int32), body], axis=-1)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ from gothic_jax.machine.device import (
 from gothic_jax.machine.process import Interrupted, StopSignal
 from gothic_jax.measuring import compass
 from gothic_jax.measuring.scoring import loss_function
-from gothic_jax.model.gpt import flops_per_token, parameter_count
+from gothic_jax.model.gpt import Params, flops_per_token, parameter_count
 from gothic_jax.text.voices import ALL, ANY
 from gothic_jax.text.windows import batch_iterator
 from gothic_jax.training.run import Run, evaluation_due, evaluation_pending
@@ -52,7 +53,7 @@ class Outcome(enum.Enum):
 
 
 def train(run: Run, say: Callable[[str], None]) -> int:
-    """Trains to the end, until validation no longer improves, or to a signal.
+    """Trains to the end, until validation no longer improves, or to a signal at any process.
 
     Returns the exit code: 0, or 128 + the signal's number.
     """
@@ -63,17 +64,19 @@ def train(run: Run, say: Callable[[str], None]) -> int:
         say(line)
     with contextlib.ExitStack() as stack:
         stack.enter_context(out_of_memory_reported(run.memory_cure))
+        if not config.compile and run.team.count > 1:
+            raise UserError("--no-compile is for a run of one process; leave it out")
         state, step, how = _begun(run)
         say(how)
         if not config.compile:
             stack.enter_context(jax.disable_jit())
         # From here on there is something to save.
         stop = stack.enter_context(StopSignal().watched())
-        if not run.start.whole:
+        if not run.start.whole and run.team.is_first:
             # The old run is deleted now that the new one is sure to begin.
             delete_checkpoints(out_dir)
             delete_logs(out_dir)
-        saver = Saver(out_dir, run.start.whole)
+        saver = Saver(out_dir, run.start.whole, run.team)
         stack.push(partial(_close, saver))
         text, tokenizer = run.train_text, run.start.tokenizer
         flops = flops_per_token(run.shape, params) * run.tokens_per_iteration
@@ -84,6 +87,7 @@ def train(run: Run, say: Callable[[str], None]) -> int:
                 tokens_per_iteration=run.tokens_per_iteration,
                 flops_per_iteration=float(flops),
                 bytes_per_token=float(np.mean(tokenizer.byte_lengths[text.tokens])),
+                silent=not run.team.is_first,
             )
         )
         begin = time.perf_counter()
@@ -92,8 +96,9 @@ def train(run: Run, say: Callable[[str], None]) -> int:
         saver.close()
         tracker.stop_bar()
         if outcome is Outcome.STOPPED:
-            assert stop.received is not None
-            return 128 + stop.received
+            return 128 + loop.signal
+        if not run.team.is_first:
+            return 0
         for line in _summary(run, loop, tracker, time.perf_counter() - begin):
             tracker.say(line)
         return 0
@@ -117,26 +122,31 @@ def _begun(run: Run) -> tuple[TrainState, TrainStep, str]:
 def _compiled(run: Run, step: TrainStep) -> tuple[TrainStep, str]:
     """The training step, compiled, and what that took in time and memory."""
     begin = time.perf_counter()
-    config, everywhere = run.config, run.devices.everywhere
+    config, devices = run.config, run.devices
     batch = (config.gradient_accumulation_steps, config.batch_size, run.shape.block_size + 1)
     state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         run.first_state,
+        devices.layout(run.first_state),
     )
-    windows = jax.ShapeDtypeStruct(batch, np.int32, sharding=run.devices.micro_batches)
-    program = jax.jit(step, donate_argnums=0).lower(state, windows).compile()
+    windows = jax.ShapeDtypeStruct(batch, np.int32, sharding=devices.micro_batches)
+    # What is divided stays so; otherwise the compiler finds by itself that all is copied.
+    layout = (devices.layout(run.first_state), None) if devices.sharded else None
+    program = jax.jit(step, donate_argnums=0, out_shardings=layout).lower(state, windows).compile()
     how = f"compiled in {time.perf_counter() - begin:.1f} s"
     if analysis := program.memory_analysis():
         estimate = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-        count = run.devices.mesh.size  # on a CPU, all share one memory
+        count = jax.local_device_count()  # on a CPU, all share one memory
         refuse_beyond_memory(run.devices.first, count * estimate, "an iteration", run.memory_cure)
         how += f"; estimated memory {estimate / 2**20:,.0f} MiB a device"
     return program, how
 
 
 def _put(run: Run, windows: Int[np.ndarray, "micro batch window"]) -> Array:
-    """The windows on the devices, each micro-batch divided over them."""
-    return jax.device_put(windows, run.devices.micro_batches)
+    """A process's windows on its devices: each micro-batch is divided over those of all."""
+    if run.team.count == 1:
+        return jax.device_put(windows, run.devices.micro_batches)
+    return jax.make_array_from_process_local_data(run.devices.micro_batches, windows)
 
 
 def _close(saver: Saver, kind: type[BaseException] | None, *_: object) -> None:
@@ -195,6 +205,8 @@ class Loop:
         model = (run.shape, run.config.compute_dtype, run.devices.attention, run.devices.divided)
         self._losses = loss_function(*model)
         self._hits = compass.hit_function(*model)
+        self.signal = 0
+        """The one that stopped the run, if one did."""
         self.reading: compass.Reading | None = None
         """The compass after the last evaluation, if this process made one."""
         self._sampler = Sampler(run.shape, dtype=decoding_dtype(default_device()))
@@ -220,11 +232,15 @@ class Loop:
             unread = (done, metrics)
             self._report_failure(self._saver.check)
             minutes = (time.monotonic() - saved_at) / 60
+            late = config.save_minutes and minutes >= config.save_minutes
+            # A signal at any process stops all, and all save by the clock of the first that is
+            # late; they do so at the same iteration.
+            stopped, late = run.team.told(self._stop.received or 0, bool(late))
             if (
                 evaluation_due(config, done)
                 or (config.save_interval and done % config.save_interval == 0)
-                or (config.save_minutes and minutes >= config.save_minutes)
-                or self._stop.received is not None
+                or late
+                or stopped
             ):
                 self._report(unread)
                 unread = None
@@ -232,6 +248,7 @@ class Loop:
                 if outcome := self._pause(done):
                     return outcome
                 saved_at = time.monotonic()
+                run.team.settle()
                 self._tracker.resume_clock()
         raise AssertionError("the last iteration's pause ends the run")
 
@@ -284,7 +301,8 @@ class Loop:
         config = self._run.config
         if done == config.max_iters and self.meta.scores is not None:
             return Outcome.COMPLETE
-        if self._stop.received is not None:
+        (self.signal,) = self._run.team.agree(self._stop.received or 0)
+        if self.signal:
             return Outcome.STOPPED
         if config.patience and self.meta.evaluations_since_best >= config.patience:
             return Outcome.NO_IMPROVEMENT
@@ -301,12 +319,18 @@ class Loop:
 
     def _evaluate(self) -> None:
         """Scores the validation text and writes samples. Raises Interrupted, with nothing said."""
-        meta = self.meta
-        with self._stop.interrupts():
+        meta, run = self.meta, self._run
+        with self._stop.interrupts() if run.team.count == 1 else contextlib.nullcontext():
             params = self._state.params
-            scores = self._run.evaluator(self._losses, params)
-            reading = self._run.compass(self._losses, self._hits, params, scores[ALL].bits_per_byte)
-            samples = self._samples()
+            scores = run.evaluator(self._unless_stopped(self._losses), params)
+            reading = run.compass(
+                self._unless_stopped(self._losses),
+                self._unless_stopped(self._hits),
+                params,
+                scores[ALL].bits_per_byte,
+            )
+            own = run.team.own(params)
+            samples = self._samples(own) if run.team.is_first else {}
         loss = scores[ALL].loss
         if not math.isfinite(loss):
             raise _diverged(f"the validation loss is {loss} at iteration {meta.iteration}")
@@ -325,13 +349,27 @@ class Loop:
                 measured = self._run.index.words.measure(text)
                 self._tracker.novelty(meta.iteration, voice, measured)
 
-    def _samples(self) -> dict[str, str]:
+    def _unless_stopped(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        """The function; with several processes it raises Interrupted in all at the same batch,
+        once one of them has had a signal."""
+        team = self._run.team
+        if team.count == 1:
+            return function
+
+        def checked(*arguments: Any) -> Array:
+            if any(team.agree(self._stop.received or 0)):
+                raise Interrupted
+            return function(*arguments)
+
+        return checked
+
+    def _samples(self, params: Params) -> dict[str, str]:
         """A sample of each voice that is validated, with the same random numbers each time."""
         tokenizer, config = self._run.start.tokenizer, self._run.config
         openers = self._run.evaluator.voices or {ANY: tokenizer.any_voice}
         prompt = np.array(list(openers.values()), np.int32)[:, None]
         chunks = self._sampler.stream(
-            self._state.params,
+            params,
             prompt,
             max_tokens=config.sample_tokens,
             sampling=Sampling(),

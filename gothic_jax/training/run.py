@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain.python as grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from gothic_jax.checkpoints.checkpoint import Checkpoint, Meta, iterations, locate, no_whole_one
@@ -21,7 +21,8 @@ from gothic_jax.checkpoints.saver import refuse_strangers, set_aside, survey, ti
 from gothic_jax.config import changed, changed_by, saved_config, validate
 from gothic_jax.errors import UserError
 from gothic_jax.machine import environment
-from gothic_jax.machine.device import refuse_beyond_memory, tree_bytes
+from gothic_jax.machine.device import put, refuse_beyond_memory, tree_bytes
+from gothic_jax.machine.processes import ALONE, Team
 from gothic_jax.measuring import novelty
 from gothic_jax.measuring.compass import Compass
 from gothic_jax.measuring.scoring import Evaluator
@@ -34,7 +35,7 @@ from gothic_jax.text.voices import ANY, parse_weights
 from gothic_jax.text.windows import training_batches
 from gothic_jax.text.works import find_text, read_text, split_works
 from gothic_jax.training.optimizer import init_optimizer, make_optimizer
-from gothic_jax.training.step import TrainState, data_mesh
+from gothic_jax.training.step import TrainState, data_mesh, divided
 
 
 class Request(NamedTuple):
@@ -50,6 +51,7 @@ class Request(NamedTuple):
     init_from: str | None = None
     """A checkpoint to take the weights from."""
     overwrite: bool = False
+    team: Team = ALONE
 
     @property
     def settings(self) -> ConfigDict:
@@ -72,6 +74,7 @@ class Devices(NamedTuple):
     """What a run computes on."""
 
     first: jax.Device
+    """Of this process."""
     mesh: Mesh
     everywhere: NamedSharding
     """A copy on each device."""
@@ -81,6 +84,14 @@ class Devices(NamedTuple):
     """Several of them, each divided over the devices."""
     attention: Implementation
     attention_reason: str
+    sharded: bool
+    """Whether parameters and optimizer are divided over the devices, too."""
+
+    def layout(self, tree: Any) -> Any:
+        """Where each array of a state, or of a part of one, is to be."""
+        if not self.sharded:
+            return jax.tree.map(lambda _: self.everywhere, tree)
+        return jax.tree.map(lambda leaf: divided(self.mesh, leaf), tree)
 
 
 FEW_VOICES = 8
@@ -91,6 +102,7 @@ FEW_VOICES = 8
 class Run:
     """A run made ready; `loop.train` goes through with it."""
 
+    team: Team
     start: Start
     shape: ModelConfig
     devices: Devices
@@ -146,6 +158,10 @@ class Run:
             yield f"voices: {listed} of the windows"
         count, kind = devices.mesh.size, devices.first.device_kind
         name = f"{count} x {kind}" if count > 1 else kind
+        if self.team.count > 1:
+            name += f" in {self.team.count} processes"
+        if devices.sharded:
+            name += ", with a part of the state each"
         yield f"device: {name} ({devices.first.platform}), computing in {config.compute_dtype}"
         yield f"attention: {devices.attention} ({devices.attention_reason})"
 
@@ -153,15 +169,18 @@ class Run:
     def first_state(self) -> TrainState:
         """The shapes and types of `initial_state`. Raises UserError where it is too large."""
         params = abstract_params(self.shape)
-        # The weights, their two moments and a gradient.
-        refuse_beyond_memory(
-            self.devices.first, 4 * tree_bytes(params), "this model with its optimizer"
-        )
+        if not self.devices.sharded:
+            # The weights, their two moments and a gradient.
+            refuse_beyond_memory(
+                self.devices.first, 4 * tree_bytes(params), "this model with its optimizer"
+            )
         init = partial(init_optimizer, make_optimizer(self.config))
         return TrainState(params, jax.eval_shape(init, params))
 
     def initial_state(self) -> TrainState:
         """The state before its first iteration. Raises UserError."""
+        if self.devices.sharded:
+            return self._initial_parts()
         weights, everywhere = self.start.weights, self.devices.everywhere
         if weights is None:
             params = init_params(self.shape, self.config.seed)
@@ -171,7 +190,24 @@ class Run:
             optimizer = weights.optimizer(self.first_state.optimizer, everywhere)
         else:
             optimizer = init_optimizer(make_optimizer(self.config), params)
-        return jax.device_put(TrainState(params, optimizer), everywhere)
+        return cast(TrainState, put(TrainState(params, optimizer), everywhere))
+
+    def _initial_parts(self) -> TrainState:
+        """The same, divided over the devices: it may fit into none of them as a whole."""
+        weights, layout = self.start.weights, self.devices.layout
+        host = jax.local_devices(backend="cpu")[0]
+        if weights is None:
+            with jax.default_device(host):
+                params = init_params(self.shape, self.config.seed)
+        else:
+            whole = weights.params(SingleDeviceSharding(host))
+            params = _with_new_voices(whole, self.start.tokenizer)
+        params = put(params, layout(params))
+        like = self.first_state.optimizer
+        if weights is not None and self.start.whole:
+            return TrainState(params, weights.optimizer(like, layout(like)))
+        begin = partial(init_optimizer, make_optimizer(self.config))
+        return TrainState(params, jax.jit(begin, out_shardings=layout(like))(params))
 
 
 def _with_new_voices(params: Params, tokenizer: Tokenizer) -> Params:
@@ -187,11 +223,25 @@ def _with_new_voices(params: Params, tokenizer: Tokenizer) -> Params:
 def prepare(request: Request) -> Run:
     """From what was asked for to a run that is ready to go. Raises UserError.
 
-    Only for the process that holds the lock of the run's folder.
+    Only for the process that holds the lock of the run's folder, and the others of its run.
     """
+    team = request.team
+    with team.first_goes_ahead():  # it writes what the others then find as it is
+        run = _prepared(request)
+    ready = (run.config.to_json(), run.meta, run.start.weights and run.start.weights.seal)
+    if not team.same(repr(ready)):
+        raise UserError(
+            "the processes were started with different settings, texts or checkpoints; give all"
+            " the same options, and files that all of them can read"
+        )
+    return run
+
+
+def _prepared(request: Request) -> Run:
     out_dir = Path(request.settings.out_dir)
     refuse_released(out_dir)
-    tidy(out_dir)
+    if request.team.is_first:
+        tidy(out_dir)
     refuse_strangers(out_dir)
     start = _start(request, out_dir)
     train_path = find_text(start.config.train_file, Path(start.config.data_dir))
@@ -211,7 +261,7 @@ def prepare(request: Request) -> Run:
             f"--out-dir {out_dir} already holds a run ({held[-1]} iterations): --resume goes on"
             " with it, --overwrite deletes it, another --out-dir keeps both"
         )
-    run = _made_ready(start, cached_tokens(train_path, text, tokenizer), train_path)
+    run = _made_ready(start, cached_tokens(train_path, text, tokenizer), train_path, request.team)
     _refuse_if_ended(run)
     return run
 
@@ -298,7 +348,7 @@ def _refuse_other_model(weights: Checkpoint, config: ConfigDict) -> None:
             )
 
 
-def _made_ready(start: Start, train_text: TokenText, train_path: Path) -> Run:
+def _made_ready(start: Start, train_text: TokenText, train_path: Path, team: Team) -> Run:
     config, tokenizer = start.config, start.tokenizer
     shape = ModelConfig(**config.model)
     val_text = load_tokens(find_text(config.val_file, Path(config.data_dir)), tokenizer)
@@ -312,9 +362,11 @@ def _made_ready(start: Start, train_text: TokenText, train_path: Path) -> Run:
         print(f"{train_path} is trained under <|{ANY}|> where its voice is {unknown}")
     weights = config.voice_weights
     voice_weights = parse_weights(weights, name="voice_weights") if weights else None
+    devices = _devices(config, shape)
     batches = training_batches(
         train_text,
         shape=(config.gradient_accumulation_steps, config.batch_size),
+        rows=_rows(devices.divided, config.batch_size),
         block_size=shape.block_size,
         voice_dropout=config.voice_dropout,
         voice_weights=voice_weights,
@@ -339,32 +391,40 @@ def _made_ready(start: Start, train_text: TokenText, train_path: Path) -> Run:
     except UserError as error:
         index = None
         print(f"TensorBoard will not show what samples copy: {error}")
-    devices = _devices(config, shape)
     if start.whole:
         meta = _resumed(start, meta)
     return Run(
-        start, shape, devices, train_text, voice_weights, batches, evaluator, compass, index, meta
-    )
+        team, start, shape, devices, train_text, voice_weights, batches, evaluator, compass, index,
+        meta,
+    )  # fmt: skip
 
 
 def _devices(config: ConfigDict, shape: ModelConfig) -> Devices:
-    devices = jax.local_devices()
+    devices, first = jax.devices(), jax.local_devices()[0]
     if config.batch_size % len(devices):
         raise UserError(
             f"--batch-size {config.batch_size} cannot be divided over {len(devices)} devices;"
             " make it a multiple of them"
         )
     mesh = data_mesh(devices)
-    attention, reason = choose(devices[0], shape.head_dim, jnp.dtype(config.compute_dtype))
+    attention, reason = choose(first, shape.head_dim, jnp.dtype(config.compute_dtype))
     return Devices(
-        devices[0],
+        first,
         mesh,
         NamedSharding(mesh, PartitionSpec()),
         NamedSharding(mesh, PartitionSpec("data")),
         NamedSharding(mesh, PartitionSpec(None, "data")),
         attention,
         reason,
+        config.shard == "fsdp",
     )
+
+
+def _rows(divided: NamedSharding, batch_size: int) -> slice:
+    """The windows of a batch that this process's devices take: they lie side by side."""
+    parts = divided.addressable_devices_indices_map((batch_size,)).values()
+    ends = [part[0].indices(batch_size) for part in parts if part is not None]
+    return slice(min(start for start, *_ in ends), max(stop for _, stop, _ in ends))
 
 
 def _resumed(start: Start, new: Meta) -> Meta:

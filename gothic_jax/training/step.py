@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
@@ -108,6 +108,18 @@ def make_train_step(config: ConfigDict, attention: Implementation) -> TrainStep:
 def all_finite(state: TrainState) -> Bool[Array, ""]:
     """Whether no parameter and no moment is infinite or NaN."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+
+
+def divided(mesh: Mesh, leaf: Any) -> NamedSharding:
+    """A parameter or moment cut into a part for each device, along its longest axis that can be.
+
+    One without such an axis, and a vector (of a norm, a bias), which is small, is copied.
+    """
+    axes: list[str | None] = [None] * leaf.ndim
+    fitting = [axis for axis, length in enumerate(leaf.shape) if length % mesh.size == 0]
+    if leaf.ndim >= 2 and fitting:
+        axes[max(fitting, key=lambda axis: leaf.shape[axis])] = "data"
+    return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def data_mesh(devices: Sequence[jax.Device]) -> Mesh:

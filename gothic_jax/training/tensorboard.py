@@ -36,6 +36,22 @@ def delete_logs(run: Path) -> None:
         raise UserError(f"{error.filename} cannot be deleted: {error.strerror}") from error
 
 
+class NoLog:
+    """Writes nothing, as all processes of a run but the first."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Leaves the points out."""
+
+    def text(self, step: int, name: str, content: str) -> None:
+        """Leaves the text out."""
+
+    def flush(self) -> None:
+        """Has nothing to put on the disk."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 class EventLog:
     """Writes events as they come.
 

@@ -18,7 +18,7 @@ from gothic_jax.measuring.compass import Reading
 from gothic_jax.measuring.novelty import Novelty
 from gothic_jax.measuring.scoring import Score
 from gothic_jax.text.voices import ALL
-from gothic_jax.training.tensorboard import EventLog, logs_of
+from gothic_jax.training.tensorboard import EventLog, NoLog, logs_of
 
 
 class _LossyStream:
@@ -57,15 +57,19 @@ class Tracker:
         tokens_per_iteration: int,
         flops_per_iteration: float,
         bytes_per_token: float,
+        silent: bool = False,
     ) -> None:
-        """`first` is the number of iterations already done; what was logged after them is void."""
+        """`first` is the number of iterations already done; what was logged after them is void.
+
+        If `silent`, nothing is logged: another process does it.
+        """
         self._log_interval = config.log_interval
         self._max_iters = config.max_iters
         self._tokens_per_iteration = tokens_per_iteration
         self._bytes_per_token = bytes_per_token
         self._device = jax.local_devices()[0]
         peak = peak_flops(self._device)
-        self._mfu_per_rate = flops_per_iteration / peak / jax.local_device_count() if peak else None
+        self._mfu_per_rate = flops_per_iteration / peak / jax.device_count() if peak else None
         self._has_bar = styled(sys.stdout)
         self._console = Console(
             file=cast(TextIO, _LossyStream(sys.stdout)),
@@ -74,7 +78,8 @@ class Tracker:
             highlight=False,
             soft_wrap=True,
         )
-        self._board = EventLog(logs_of(Path(config.out_dir)), first, self.say)
+        logs = logs_of(Path(config.out_dir))
+        self._board = NoLog() if silent else EventLog(logs, first, self.say)
         self._bar = Progress(
             BarColumn(bar_width=10),
             MofNCompleteColumn(),

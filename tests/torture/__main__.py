@@ -17,7 +17,7 @@ import jax
 from gothic_jax.text.tokenizer import Tokenizer
 from gothic_jax.text.works import split_works
 from tests.common import TEXT, TINY, Workplace
-from tests.torture import damage, foreign, inputs, kills, numbers, server
+from tests.torture import damage, foreign, hosts, inputs, kills, numbers, server
 from tests.torture.world import Figure, faults_library
 
 HEAD = """| | what | failures | 95% bound of the rate | |
@@ -65,6 +65,7 @@ def main() -> int:
             ("R9", lambda: numbers.twice(workplace, count(20))),
             ("R10", lambda: numbers.devices(workplace)),
             ("R11", lambda: numbers.data_positions(workplace, count(100))),
+            ("R12", lambda: hosts.lost_processes(workplace, count(20))),
             ("S1", lambda: inputs.tokenizers(workplace, count(5000))),
             ("S1", lambda: foreign.folders(workplace, "tokenizer.json", count(1000))),
             ("S2", lambda: inputs.settings(workplace, count(5000))),

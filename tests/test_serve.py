@@ -422,15 +422,6 @@ def test_a_client_that_leaves_before_the_answer_begins_frees_its_slots(served: S
         assert (health["free"], health["waiting"]) == (SLOTS, 0)
 
 
-def test_a_header_that_is_too_long_is_called_that(served: Served) -> None:
-    with connected(served) as connection:
-        # More than the server reads, so that some of it comes when the answer is under way.
-        connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"x" * 300_000)
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
-    assert json.loads(body)["error"]["message"] == "the request's header is too long"
-
-
 async def asked(app: Any, path: str, fields: dict[str, Any], gone: asyncio.Event) -> list[Any]:
     """What the application sends to a client that leaves when `gone` is set."""
     body, sent = json.dumps(fields).encode(), []

@@ -262,8 +262,8 @@ def _all_arrived(port: int, count: int) -> dict[int, tuple[socket.socket, str]]:
         server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(
-            f"the first process cannot await the others at port {port}: {error.strerror}; name"
-            " another port, for all of them"
+            f"the first process cannot await the others at port {port}:"
+            f" {os.strerror(error.errno or 0)}; name another port, for all of them"
         ) from error
     until = time.monotonic() + ARRIVAL
     with server:

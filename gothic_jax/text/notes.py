@@ -39,6 +39,9 @@ _MARK = re.compile(
 _NOTE = re.compile(
     r"\s*(?P<mark>\(\d{1,3}\)(?=\s)|\[[A-Z]\](?=[\s(])|\*{1,3}(?=\s?[\"“‘'(_A-Z]))"  # noqa: RUF001
 )
+_OPENING = tuple("\"'“‘([_")  # noqa: RUF001
+# Before these, no blank stays where a mark was.
+_BLANK_BEFORE = re.compile(r" (?=\0[,;:.!?)—-])")
 _BLANK_LINES = re.compile(r"(\n[ \t]*(?:\n[ \t]*)+)")
 
 
@@ -65,8 +68,18 @@ def drop_notes(text: str) -> str:
                     unmatched[mark["mark"]].append((i, *mark.span()))
         parts[i] = "\n".join(lines[:kept])
     for i, start, end in sorted(matched, reverse=True):
-        parts[i] = parts[i][:start] + parts[i][end:]
+        parts[i] = _without_mark(parts[i], start, end)
     return "".join(parts)
+
+
+def _without_mark(text: str, start: int, end: int) -> str:
+    """A text without the mark and the blank or line end before it, if they part no words."""
+    after = text[end : end + 1]
+    if text[start] == "\n" and after not in ("", "\n"):
+        # The line before would get too long if its end went.
+        return text[: start + 1] + text[end:].lstrip(" ")
+    parts_words = text[start].isspace() and (after.isalnum() or after in _OPENING)
+    return text[: start + parts_words] + text[end:]
 
 
 def drop_marks(paragraph: str) -> str:
@@ -75,7 +88,7 @@ def drop_marks(paragraph: str) -> str:
     It is apart from `drop_notes` since a line without its mark is shorter, and would seem to end
     before the width of the page.
     """
-    return _SURE_MARK.sub("", paragraph)
+    return _BLANK_BEFORE.sub("", _SURE_MARK.sub("\0", paragraph)).replace("\0", "")
 
 
 def _drop_bracketed(text: str) -> str:

@@ -74,11 +74,12 @@ def drop_notes(text: str) -> str:
 
 def _without_mark(text: str, start: int, end: int) -> str:
     """A text without the mark and the blank or line end before it, if they part no words."""
-    after = text[end : end + 1]
-    if text[start] == "\n" and after not in ("", "\n"):
+    # Both are empty where a note that follows within the block has been dropped.
+    first, after = text[start : start + 1], text[end : end + 1]
+    if first == "\n" and after not in ("", "\n"):
         # The line before would get too long if its end went.
         return text[: start + 1] + text[end:].lstrip(" ")
-    parts_words = text[start].isspace() and (after.isalnum() or after in _OPENING)
+    parts_words = first.isspace() and (after.isalnum() or after in _OPENING)
     return text[: start + parts_words] + text[end:]
 
 

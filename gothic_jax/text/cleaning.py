@@ -52,7 +52,7 @@ LEAST_PAGES = 20
 _PART = r"(?:VOLUME|VOL\.?|BOOK|PART|ACT|OPERA|MEMOIR)"
 _FURNITURE = re.compile(
     rf"\W*(?:THE )?END(?: OF (?:THE )?(?:(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) )?{_PART}"
-    r"(?: (?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH))?)?\W*|~+ ?END OF TEXT ?~+|FINIS\.?"
+    r"(?: (?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH))?| OF THE (?:FIRST|SECOND|THIRD|FOURTH))?\W*|~+ ?END OF TEXT ?~+|FINIS\.?"
     r"|(?:FOOT)?NOTES?(?: TO .{0,60}|(?:—|--).{1,40})?[.:]?"
     r"|PRINTED (?:IN GREAT BRITAIN )?(?:BY|AT) .{3,120}",
     re.IGNORECASE,
@@ -97,6 +97,9 @@ _TRANSCRIBED: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], st
     (re.compile(r"(?<=\w)\^(?:\{(\w+)\}|(\w+))"), r"\1\2"),
     (re.compile(r"(?<![\w=])=(?=\w)([^=\n]{1,80})=(?![\w=])"), r"\1"),
     (re.compile(r"(?<![\w~])~(?=\w)([^~\n]{1,80})~(?![\w~])"), r"\1"),
+    (re.compile(r"(?<![\w#])#(?=\w)([^#\n]{1,80})#(?![\w#])"), r"\1"),
+    (re.compile(r"&#160;"), " "),
+    (re.compile(r" ?\[sic\.?\]"), ""),
     (re.compile(r"\[([,;:!?.—])\]"), r"\1"),
     (re.compile(r"\[(?:Greek|Hebrew|Aramaic|Latin): *([^\]\n]+?) *\]"), r"\1"),
 ]
@@ -395,9 +398,11 @@ def _tidy(text: str) -> str:
     """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
     text = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
     text = re.sub("_{3,}", "---", text).replace("_", "")
-    if any(sign in text for sign in "[^=~"):  # few paragraphs have one
+    if any(sign in text for sign in "[^=~#"):  # few paragraphs have one
         for pattern, replacement in _TRANSCRIBED:
             text = pattern.sub(replacement, text)
+    if "}" in text:  # those around several lines or words of a page
+        text = re.sub(r"(?:(?<=\s)|^)[{}](?=\s|$)", "", text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
     # A long dash in place of a name is the end of a word, or one of its own: "Lord L---- was".
     text = _NAME_LEFT_OUT.sub(lambda m: f"{_KEPT_BLANK * len(m[1])}—{_KEPT_BLANK}", text)

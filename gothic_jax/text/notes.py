@@ -3,43 +3,67 @@
 A form that nothing else looks like, as `[Footnote 3: ...]` or `{*1}`, is removed wherever it
 stands. One that may be an author's own, as `*`, `(1)` or `[A]`, is removed only in pairs: a mark
 after a word, and later a line that begins with the same mark, where the note is.
+
+A note may hold several paragraphs, verse or lists. They go with it where the note is in a section
+of notes, or where their indent is the note's and the text's is another.
 """
 
 import re
-from collections import defaultdict
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
-LONGEST = 5000
+LONGEST = 20_000
 """Characters of a note in brackets; a bracket that closes later than that does not belong to it."""
+LONGEST_REST = 6000
+"""Characters that may follow the first paragraph of another note before it ends."""
+PROSE_WIDTH = 45
+"""Lines of prose are longer on average; a block of shorter ones may be verse of the text itself."""
+LEAST_WIDTH = 65
+"""Prose that is wrapped again is not wrapped at less."""
 
 _BRACKETED = re.compile(
-    r"\[(?:\* ?)?(?:Illustrations?|Illustrated|Picture|Foot-?note|Sidenote|Greek(?!:)|Note(?=:)"
+    r"\[(?:\* ?)?(?:Illustrations?|Illustrated|Picture|Foo(?:t-?)?note|Sidenote|Greek(?!:)"
+    r"|Note(?=:| \d+\.)"
     r"|Device|Decoration|Colophon|Frontispiece|Transcriber|Tr\.? Note|TN|Etext|E-text"
     r"|Publisher['’]s [Dd]evice)\b"  # noqa: RUF001
-    r"|\{(?:Painting|Picture|Illustration|Footnote|Transcriber|this paragraph)\b",
+    r"|\{(?:Painting|Picture|Illustration|Footnote|Transcriber|this paragraph)\b"
+    r"|(?<=\n)[ \t]*\(\* ?(?=[\"“‘'_A-Z])",  # noqa: RUF001
     re.IGNORECASE,
 )
-_CLOSING = {"[": "]", "{": "}"}
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
 # Marks that are never an author's own text.
 _SURE_MARK = re.compile(
-    r"\{\*?\d+[a-z]?\}|\{\*\}|\(\*\d*\)|\[(?:\d+(?:\.\d+)?|\*+| )\]"
+    r"\{\*?\d+[a-z]?\}|\{\*\}|\(\*\d*\)|\[(?:\d+(?:\.\d+)?|\*+|\+| )\]|\[\*: \d{4}\]"
     r"|\{(?:sic|superscript|image|\d+\*)\}|<\d{1,2}>"
     r"|(?<=[a-zà-ÿ.,;:!?\"'”’)])\[[A-Z+]\](?=[\s.,;:—\"”]|$)"  # noqa: RUF001
     # Of a note that is not there any more; asterisks in a row stand for what is left out.
-    r"|(?<=[A-Za-zÀ-ÿ.,!?;][A-Za-zÀ-ÿ,.;:!?\"'”’)])(?:\+|\*(?! ?\*))(?=[\s,;:.—\"”]|$)"  # noqa: RUF001
+    r"|(?<=[A-Za-zÀ-ÿ.,!?;:-][A-Za-zÀ-ÿ,.;:!?\"'”’)-])(?:\+|\*(?! ?\*))(?=[\s,;:.—\"”-]|$)"  # noqa: RUF001
 )
 # Pater's notes begin with the page that they stand on, and their mark.
 _SURE_NOTE = re.compile(
-    r"\s*(?:(?:\[(?:\d+(?:\.\d+)?|\*+)\]|\{\d+[a-z]?\}):?\s|\{\*\d*\}|\(\*\d*\)|\d+\. [*+][^\s*])"
+    r"\s*(?:(?:\[(?:\d+(?:\.\d+)?|\*+|\+)\]|\{\d+[a-z]?\}):?\s|\{\*\d*\}|\(\*\d*\)"
+    r"|\d+(?:-\d+)?\. [*+][^\s*])"
 )
 _MARK = re.compile(
-    r"(?<=[\w.,;:!?\"'”’)\]])[ \n]?"  # noqa: RUF001
+    r"(?<=[\w.,;:!?\"'“”‘’()\]-])[ \n]?"  # noqa: RUF001
     # Asterisks that a blank parts from others set a passage off.
-    r"(?P<mark>\(\d{1,3}\)|\[[A-Z]\]|(?<!\* )(?<!\*)\*{1,3}(?![\w*]| ?\*))"
+    r"(?P<mark>\(\d{1,3}\)|\[[A-Z]\]|\[\*{1,3}\]|(?<!\* )(?<!\*)\*{1,3}(?![\w*]| ?\*))"
 )
 _NOTE = re.compile(
-    r"\s*(?P<mark>\(\d{1,3}\)(?=\s)|\[[A-Z]\](?=[\s(])|\*{1,3}(?=\s?[\"“‘'(_A-Z]))"  # noqa: RUF001
+    r"\s*(?P<mark>\(\d{1,3}\)(?=\s)|\[[A-Z]\](?=[\s(])|\*{1,3}(?=\s?[\"“‘'(_A-Z]|--))"  # noqa: RUF001
 )
-_BLANK_LINES = re.compile(r"(\n[ \t]*(?:\n[ \t]*)+)")
+# Poe's marks stand before a verse; the notes below it are indented by less.
+_VERSE_MARK = re.compile(r"^[ \t]+(?P<mark>\*{1,4}|†) ?(?=[\"“‘'_A-Z])", re.MULTILINE)  # noqa: RUF001
+_SECTION = re.compile(r"\W*(?:FOOT)?NOTES?\W*", re.IGNORECASE)
+_SECTION_NOTE = re.compile(r"\s*(?:[*+]|\[?\d{1,3}(?:-\d+)?[].)]|\(\d{1,3}\))")
+# The marks of a text that has notes such as "19. +Transliteration: panta rhei."
+_PLUS_NOTE = re.compile(r"^\d+(?:-\d+)?\. \+[A-Z\"]", re.MULTILINE)
+_PLUS_MARK = re.compile(r"(?<![\s\d+]) ?\+(?![\w+])")
+_BLANK_LINES = re.compile(r"(\n(?:[ \t]*\n)+)")
+_JOINT = "\0"
+"""Where a bracket of several lines stood within a sentence."""
+
 
 
 def drop_notes(text: str) -> str:
@@ -47,12 +71,19 @@ def drop_notes(text: str) -> str:
 
     `drop_marks` drops the other marks.
     """
-    parts = _BLANK_LINES.split(_drop_bracketed(text))
+    text = _drop_bracketed(text)
+    if _PLUS_NOTE.search(text):
+        text = _PLUS_MARK.sub("", text)
+    parts = _drop_verse_notes(_drop_sections(_BLANK_LINES.split(text)))
     # Where marks are that no note has followed yet, and those that one has: part, start, end.
     unmatched: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
     matched: list[tuple[int, int, int]] = []
+    notes: list[int] = []
     for i in range(0, len(parts), 2):
-        lines = [] if _SURE_NOTE.match(parts[i]) else parts[i].split("\n")
+        if _SURE_NOTE.match(parts[i]):
+            notes.append(i)
+            continue
+        lines = parts[i].split("\n")
         kept = len(lines)
         for n, line in enumerate(lines):
             note = _NOTE.match(line)
@@ -62,11 +93,23 @@ def drop_notes(text: str) -> str:
                 kept = min(kept, n)
             elif n == 0:
                 for mark in _MARK.finditer(parts[i]):
-                    unmatched[mark["mark"]].append((i, *mark.span()))
-        parts[i] = "\n".join(lines[:kept])
+                    name = mark["mark"].strip("[]") if "*" in mark["mark"] else mark["mark"]
+                    unmatched[name].append((i, *mark.span()))
+        if kept == 0:
+            notes.append(i)
+        parts[i] = "\n".join(lines[:kept]) if kept else parts[i]
+    rests = _rests_of_notes(parts, notes, {i for i, _, _ in matched})
     for i, start, end in sorted(matched, reverse=True):
-        parts[i] = parts[i][:start] + parts[i][end:]
+        parts[i] = parts[i][:start] + _blank_left(parts[i], start, end) + parts[i][end:]
+    for i in (*notes, *rests):
+        parts[i] = ""
     return "".join(parts)
+
+
+def _blank_left(part: str, start: int, end: int) -> str:
+    """What stays of a mark: the blank before it where none comes after it."""
+    after = part[end : end + 1]
+    return part[start] if part[start].isspace() and (after.isalnum() or after in "“‘") else ""  # noqa: RUF001
 
 
 def drop_marks(paragraph: str) -> str:
@@ -78,13 +121,173 @@ def drop_marks(paragraph: str) -> str:
     return _SURE_MARK.sub("", paragraph)
 
 
+def _drop_sections(parts: Sequence[str]) -> list[str]:
+    """The parts without sections of notes: from a heading to a gap of two blank lines."""
+    kept = list(parts)
+    for heading in range(0, len(parts) - 2, 2):
+        if not _SECTION.fullmatch(parts[heading]) or not kept[heading]:
+            continue
+        ends = heading
+        for i in range(heading + 2, len(parts), 2):
+            if _SECTION_NOTE.match(parts[i]):
+                ends = i
+            elif parts[i - 1].count("\n") > 2 or len("".join(parts[ends:i])) > LONGEST_REST:
+                break
+        else:
+            i = len(parts)
+        if ends == heading:
+            continue
+        closed = i == len(parts) or parts[i - 1].count("\n") > 2
+        for part in range(heading, i - 1 if closed else ends + 1, 2):
+            kept[part] = ""
+    return kept
+
+
+def _rest_of_note(parts: Sequence[str], note: int, notes: set[int]) -> list[int]:
+    """The parts after a note's first that are its own: those that are indented as it is.
+
+    Blocks that are indented by more are verse or lists. They are the note's if more of its
+    prose, or another note, follows them.
+    """
+    indent = _indent(parts[note])
+    rest: list[int] = []
+    if indent < 2:
+        return rest
+    own = 0
+    for i in range(note + 2, len(parts), 2):
+        if parts[i - 1].count("\n") > 2 or len("".join(parts[note : i + 1])) > LONGEST_REST:
+            break
+        if i in notes:
+            own = len(rest)
+            break
+        if _indent(parts[i]) < indent:
+            break
+        rest.append(i)
+        lines = [line.strip() for line in parts[i].split("\n")]
+        wide = sum(map(len, lines)) > PROSE_WIDTH * len(lines)
+        if _indent(parts[i]) == indent and (wide or len(lines) == 1):
+            own = len(rest)
+    return rest[:own]
+
+
+def _indent(part: str) -> int:
+    return min(len(line) - len(line.lstrip()) for line in part.split("\n"))
+
+
+def _drop_sections(parts: Sequence[str]) -> list[str]:
+    """The parts without sections of notes: from a heading to a gap of two blank lines.
+
+    Where no such gap is near, only what begins with a number or a mark belongs to it.
+    """
+    kept = list(parts)
+    for heading in range(0, len(parts) - 2, 2):
+        if not _SECTION.fullmatch(parts[heading]) or not _SECTION_NOTE.match(parts[heading + 2]):
+            continue
+        last = heading
+        end = len(parts)
+        for i in range(heading + 2, len(parts), 2):
+            if _SECTION_NOTE.match(parts[i]):
+                last = i
+            elif parts[i - 1].count("\n") > 2:
+                end = i
+                break
+            elif len("".join(parts[last:i])) > LONGEST_REST:
+                end = last + 2
+                break
+        kept[heading:end:2] = [""] * len(kept[heading:end:2])
+    return kept
+
+
+def _rests_of_notes(parts: Sequence[str], notes: Sequence[int], marked: set[int]) -> list[int]:
+    """The parts after the first of each note that are its own: those that are indented as it is.
+
+    Blocks that are indented by more are verse or lists. They are the note's if more of its
+    prose, or another note, follows them, and no mark is in them. `marked` are the parts that
+    have marks of notes.
+    """
+    usual = Counter(_indent(part) for part in parts[::2]).most_common(1)[0][0]
+    rests: list[int] = []
+    for note in notes:
+        indent = _indent(parts[note])
+        if indent < 2 or indent == usual:
+            continue
+        rest: list[int] = []
+        own = 0
+        for i in range(note + 2, len(parts), 2):
+            if i in notes:
+                own = len(rest)
+                break
+            short_gap = parts[i - 1].count("\n") <= 2
+            near = len("".join(parts[note : i + 1])) <= LONGEST_REST
+            has_mark = i in marked or _SURE_MARK.search(parts[i])
+            if not (short_gap and near and _indent(parts[i]) >= indent) or has_mark:
+                break
+            rest.append(i)
+            lines = [line.strip() for line in parts[i].split("\n")]
+            if _indent(parts[i]) == indent and sum(map(len, lines)) > PROSE_WIDTH * len(lines):
+                own = len(rest)
+        rests += rest[:own]
+    return rests
+
+
+def _indent(part: str) -> int:
+    return min(len(line) - len(line.lstrip()) for line in part.split("\n"))
+
+
+def _drop_verse_notes(parts: Sequence[str]) -> list[str]:
+    """The parts without notes to verse whose marks stand at the start of its lines.
+
+    The notes are indented by less, which tells them from the items of a list.
+    """
+    kept = list(parts)
+    unmatched: defaultdict[str, list[tuple[int, re.Match[str]]]] = defaultdict(list)
+    matched: list[tuple[int, int, int]] = []
+    for i in range(0, len(parts), 2):
+        note = _VERSE_MARK.match(parts[i])
+        marks = unmatched[note["mark"]] if note else []
+        if marks and _indent(parts[i]) < _indent(marks[-1][1][0]):
+            part, mark = marks.pop()
+            matched.append((part, *mark.span("mark")))
+            kept[i] = ""
+        else:
+            for mark in _VERSE_MARK.finditer(parts[i]):
+                unmatched[mark["mark"]].append((i, mark))
+    for part, start, end in sorted(matched, reverse=True):
+        kept[part] = kept[part][:start] + kept[part][end:]
+    return kept
+
+
 def _drop_bracketed(text: str) -> str:
     kept, position = [], 0
     for start in _BRACKETED.finditer(text):
-        if start.start() >= position:
-            kept.append(text[position : start.start()])
-            position = _closing(text, start.start())
-    return "".join([*kept, text[position:]])
+        opening = start.end() - len(start[0].lstrip())
+        if opening >= position:
+            kept.append(text[position:opening])
+            position = _closing(text, opening)
+            if "\n" in text[opening:position].strip():
+                kept.append(_JOINT)
+    text = "".join([*kept, text[position:]])
+    if _JOINT not in text:
+        return text
+    return "".join(_refolded(p) if _JOINT in p else p for p in _BLANK_LINES.split(text))
+
+
+def _refolded(paragraph: str) -> str:
+    """A paragraph with what a bracket has joined wrapped again, if it is prose that was wrapped.
+
+    It would be one long line, and no longer look like wrapped prose.
+    """
+    lines = paragraph.split("\n")
+    width = max((len(line) for line in lines if _JOINT not in line), default=LEAST_WIDTH)
+    first = next(
+        (n for n, line in enumerate(lines) if _JOINT in line and len(line) > width + 1), None
+    )
+    if first is None:
+        return paragraph.replace(_JOINT, "")
+    rest = re.sub(r"(?<!\w-)\n\s*", " ", "\n".join(lines[first:]).replace(_JOINT, ""))
+    rest = re.sub(r"\n\s*", "", rest)
+    folded = textwrap.wrap(rest, max(width, LEAST_WIDTH), break_long_words=False)
+    return "\n".join([*lines[:first], *folded])
 
 
 def _closing(text: str, start: int) -> int:

@@ -13,7 +13,7 @@ the habits of their printers:
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -52,7 +52,8 @@ LEAST_PAGES = 20
 _PART = r"(?:VOLUME|VOL\.?|BOOK|PART|ACT|OPERA|MEMOIR)"
 _FURNITURE = re.compile(
     rf"\W*(?:THE )?END(?: OF (?:THE )?(?:(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) )?{_PART}"
-    r"(?: (?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH))?| OF THE (?:FIRST|SECOND|THIRD|FOURTH))?\W*|~+ ?END OF TEXT ?~+|FINIS\.?"
+    r"(?: (?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH))?| OF THE (?:FIRST|SECOND|THIRD|FOURTH))?\W*"
+    r"|~+ ?END OF TEXT ?~+|FINIS\.?"
     r"|(?:FOOT)?NOTES?(?: TO .{0,60}|(?:—|--).{1,40})?[.:]?"
     r"|PRINTED (?:IN GREAT BRITAIN )?(?:BY|AT) .{3,120}",
     re.IGNORECASE,
@@ -100,9 +101,14 @@ _TRANSCRIBED: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], st
     (re.compile(r"(?<![\w#])#(?=\w)([^#\n]{1,80})#(?![\w#])"), r"\1"),
     (re.compile(r"&#160;"), " "),
     (re.compile(r" ?\[sic\.?\]"), ""),
-    (re.compile(r"\[([,;:!?.—])\]"), r"\1"),
-    (re.compile(r"\[(?:Greek|Hebrew|Aramaic|Latin): *([^\]\n]+?) *\]"), r"\1"),
+    (re.compile(r"\[([,;:!?.—]|--)\]"), r"\1"),
+    (re.compile(r"\[(?:Greek|Hebrew|Aramaic|Latin): *([^\]]+?) *\]"), r"\1"),
 ]
+
+# Letters raised or lowered: "y{s}", "C_{2}".
+_RAISED = re.compile(r"(?<=\w)(?:_\{(\w{1,4})\}|\{([a-z]{1,3})\})")
+# A brace of several lines of a page, such as those of a list of persons.
+_LONE_BRACE = re.compile(r"(?:(?<=\s)|^)[{}](?=\s|$)")
 
 # What may follow an apostrophe that opens a word: 'tis, 'em, the '80s.
 _ELISION = re.compile(
@@ -117,31 +123,46 @@ _KEPT_BLANK = "\0"
 _NAME_LEFT_OUT = re.compile(r"(?<=\w)( ?)(?:-{3,}|—{2,}) (?=\w)")
 
 
+class Correction(NamedTuple):
+    """A passage that is not the author's though no rule can tell, and what stands in its place."""
+
+    text: str
+    """As in the file, but for the width of its blanks; " ... " is whatever comes between."""
+    instead: str
+
+
 class Cleaned(NamedTuple):
     """A clean text, and what was dropped on the way to it."""
 
     text: str
     dropped: dict[str, int]
-    """Words by rule: `gutenberg`, `markers`, `page numbers`, `notes`, `contents`, `furniture`."""
+    """Words by rule: `corrections`, `gutenberg`, `markers`, `page numbers`, `notes`, `contents`,
+    `furniture`."""
 
 
-def clean(raw: bytes, begin: str = "", end: str = "") -> Cleaned:
+def clean(
+    raw: bytes, begin: str = "", end: str = "", corrections: Iterable[Correction] = ()
+) -> Cleaned:
     """The text of a work: decoded, without its furniture, in the one typography.
 
     `begin` and `end` say which lines to keep (see `keep_ranges`). Raises ValueError if the
-    bytes are not text or a marker is not found.
+    bytes are not text, or a marker or the text of a correction is not found.
     """
     text = lines.unify(decode(raw))
     counts = {"": len(text.split())}
+    text = correct(text, corrections)
 
     def counted(rule: str, kept: list[str]) -> list[str]:
         counts[rule] = len("\n".join(kept).split())
         return kept
 
+    counted("corrections", text.split("\n"))
     kept = counted("gutenberg", gutenberg.strip(text, outside=False).split("\n"))
     kept = counted("page numbers", drop_page_numbers("\n".join(kept)).split("\n"))
+    ranges = find_ranges(kept, begin, end)
+    rest = kept[ranges[-1][1] :]  # where the notes may be whose marks are in what is kept
     kept = counted("markers", keep_ranges(kept, begin, end))
-    kept = counted("notes", drop_notes("\n".join(kept)).split("\n"))
+    kept = counted("notes", drop_notes("\n".join(kept), "\n".join(rest)).split("\n"))
     kept = counted("contents", drop_contents(kept))
     blocks = [block for block in split_blocks(kept) if not _is_furniture(block)]
     counted("furniture", [line for block in blocks for line in block])
@@ -198,8 +219,27 @@ def decode(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
+def correct(text: str, corrections: Iterable[Correction]) -> str:
+    """The text after corrections. Raises ValueError if the text of one is not found."""
+    for correction in corrections:
+        parts = (map(re.escape, part.split(" ")) for part in correction.text.split(" ... "))
+        pattern = r"(?s:.{0,4000}?)".join(r"\s+".join(part) for part in parts)
+        text, count = re.subn(pattern, correction.instead.replace("\\", r"\\"), text)
+        if not count:
+            raise ValueError(f"no passage {correction.text!r}")
+    return text
+
+
 def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:
-    """The lines from each `begin` marker (kept) to its `end` marker (dropped).
+    """The lines from each `begin` marker (kept) to its `end` marker (dropped)."""
+    kept: list[str] = []
+    for start, stop in find_ranges(lines, begin, end):
+        kept += [*lines[start:stop], "", "", ""]
+    return kept
+
+
+def find_ranges(lines: Sequence[str], begin: str, end: str) -> list[tuple[int, int]]:
+    """The ranges of lines from each `begin` marker to the line before its `end` marker.
 
     Both hold markers separated by "|", taken in pairs and found one after the other. A marker is
     a whole line in clean typography; one that ends in "..." is the start of a line. With " #2"
@@ -210,14 +250,14 @@ def keep_ranges(lines: Sequence[str], begin: str, end: str) -> list[str]:
     if len(begins) < len(ends):
         raise ValueError(f"{len(begins)} begin markers for {len(ends)} end markers")
     ends += [""] * (len(begins) - len(ends))
-    kept: list[str] = []
+    ranges: list[tuple[int, int]] = []
     position = 0
     for first, last in zip(begins, ends, strict=True):
         start = _find_marker(lines, first.strip(), position) if first.strip() else position
         stop = _find_marker(lines, last.strip(), start + 1) if last.strip() else len(lines)
-        kept += [*lines[start:stop], "", "", ""]
+        ranges.append((start, stop))
         position = stop
-    return kept
+    return ranges
 
 
 def _find_marker(lines: Sequence[str], marker: str, start: int) -> int:
@@ -397,12 +437,14 @@ def _strip_notes(text: str) -> str:
 def _tidy(text: str) -> str:
     """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
     text = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
-    text = re.sub("_{3,}", "---", text).replace("_", "")
+    text = re.sub("_{3,}", "---", text)
+    if "}" in text:
+        text = _RAISED.sub(lambda m: m[1] or m[2], text)
+        text = _LONE_BRACE.sub("", text)
+    text = text.replace("_", "")
     if any(sign in text for sign in "[^=~#"):  # few paragraphs have one
         for pattern, replacement in _TRANSCRIBED:
             text = pattern.sub(replacement, text)
-    if "}" in text:  # those around several lines or words of a page
-        text = re.sub(r"(?:(?<=\s)|^)[{}](?=\s|$)", "", text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
     # A long dash in place of a name is the end of a word, or one of its own: "Lord L---- was".
     text = _NAME_LEFT_OUT.sub(lambda m: f"{_KEPT_BLANK * len(m[1])}—{_KEPT_BLANK}", text)

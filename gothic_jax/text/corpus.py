@@ -4,13 +4,14 @@ import csv
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gothic_jax.errors import UserError
 from gothic_jax.machine.files import write_all_atomically
-from gothic_jax.text.cleaning import clean, words
+from gothic_jax.text.cleaning import Correction, clean, words
 from gothic_jax.text.download import Item, is_url
 from gothic_jax.text.own import OwnFile
 from gothic_jax.text.repeats import MAX_OVERLAP, NGRAM, Overlap, Repeats, Text
@@ -48,9 +49,22 @@ def load_library() -> list[Work]:
     return _load("library.csv")
 
 
-def _load(name: str) -> list[Work]:
+@cache
+def load_corrections() -> dict[str, list[Correction]]:
+    """The passages of each file that are not its author's, from corrections.csv."""
+    corrections: dict[str, list[Correction]] = {}
+    for row in _rows("corrections.csv"):
+        corrections.setdefault(row["file"], []).append(Correction(row["text"], row["instead"]))
+    return corrections
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
     text = resources.files("gothic_jax.text").joinpath(name).read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _load(name: str) -> list[Work]:
+    rows = _rows(name)
     names = [field.name for field in fields(Work)]
     return [
         Work(**{name: row.get(name, "") for name in names} | {"bytes": int(row["bytes"])})
@@ -75,7 +89,8 @@ def _item(work: Work, mirror: str | None, raw: Path) -> Item:
 
 def read_work(work: Work, raw: Path) -> Text:
     """A work of the manifest, read from `raw` and cleaned."""
-    body, dropped = clean((raw / work.file).read_bytes(), work.begin, work.end)
+    corrections = load_corrections().get(work.file, ())
+    body, dropped = clean((raw / work.file).read_bytes(), work.begin, work.end, corrections)
     return Text(work.voice, work.file, work.title, work.split, body, dropped)
 
 

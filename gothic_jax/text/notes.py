@@ -34,7 +34,7 @@ _BRACKETED = re.compile(
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 # Marks that are never an author's own text.
 _SURE_MARK = re.compile(
-    r"\{\*?\d+[a-z]?\}|\{\*\}|\(\*\d*\)|\[(?:\d+(?:\.\d+)?|\*+|\+| )\]|\[\*: \d{4}\]"
+    r"(?<!_)\{\*?\d+[a-z]?\}|\{\*\}|\(\*\d*\)|\[(?:\d+(?:\.\d+)?|\*+|\+| )\]|\[\*: \d{4}\]"
     r"|\{(?:sic|superscript|image|\d+\*)\}|<\d{1,2}>"
     r"|(?<=[a-zà-ÿ.,;:!?\"'”’)])\[[A-Z+]\](?=[\s.,;:—\"”]|$)"  # noqa: RUF001
     # Of a note that is not there any more; asterisks in a row stand for what is left out.
@@ -65,16 +65,18 @@ _JOINT = "\0"
 """Where a bracket of several lines stood within a sentence."""
 
 
-
-def drop_notes(text: str) -> str:
+def drop_notes(text: str, rest: str = "") -> str:
     """A text with \\n line ends without captions, notes, and the marks that go in pairs with them.
 
-    `drop_marks` drops the other marks.
+    `drop_marks` drops the other marks. `rest` is what followed the text, and is not returned: the
+    notes of the marks may be there.
     """
     text = _drop_bracketed(text)
     if _PLUS_NOTE.search(text):
         text = _PLUS_MARK.sub("", text)
     parts = _drop_verse_notes(_drop_sections(_BLANK_LINES.split(text)))
+    size = len(parts)
+    parts += ["\n\n", *_BLANK_LINES.split(rest)] if rest else []
     # Where marks are that no note has followed yet, and those that one has: part, start, end.
     unmatched: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
     matched: list[tuple[int, int, int]] = []
@@ -103,7 +105,7 @@ def drop_notes(text: str) -> str:
         parts[i] = parts[i][:start] + _blank_left(parts[i], start, end) + parts[i][end:]
     for i in (*notes, *rests):
         parts[i] = ""
-    return "".join(parts)
+    return "".join(parts[:size])
 
 
 def _blank_left(part: str, start: int, end: int) -> str:
@@ -119,59 +121,6 @@ def drop_marks(paragraph: str) -> str:
     before the width of the page.
     """
     return _SURE_MARK.sub("", paragraph)
-
-
-def _drop_sections(parts: Sequence[str]) -> list[str]:
-    """The parts without sections of notes: from a heading to a gap of two blank lines."""
-    kept = list(parts)
-    for heading in range(0, len(parts) - 2, 2):
-        if not _SECTION.fullmatch(parts[heading]) or not kept[heading]:
-            continue
-        ends = heading
-        for i in range(heading + 2, len(parts), 2):
-            if _SECTION_NOTE.match(parts[i]):
-                ends = i
-            elif parts[i - 1].count("\n") > 2 or len("".join(parts[ends:i])) > LONGEST_REST:
-                break
-        else:
-            i = len(parts)
-        if ends == heading:
-            continue
-        closed = i == len(parts) or parts[i - 1].count("\n") > 2
-        for part in range(heading, i - 1 if closed else ends + 1, 2):
-            kept[part] = ""
-    return kept
-
-
-def _rest_of_note(parts: Sequence[str], note: int, notes: set[int]) -> list[int]:
-    """The parts after a note's first that are its own: those that are indented as it is.
-
-    Blocks that are indented by more are verse or lists. They are the note's if more of its
-    prose, or another note, follows them.
-    """
-    indent = _indent(parts[note])
-    rest: list[int] = []
-    if indent < 2:
-        return rest
-    own = 0
-    for i in range(note + 2, len(parts), 2):
-        if parts[i - 1].count("\n") > 2 or len("".join(parts[note : i + 1])) > LONGEST_REST:
-            break
-        if i in notes:
-            own = len(rest)
-            break
-        if _indent(parts[i]) < indent:
-            break
-        rest.append(i)
-        lines = [line.strip() for line in parts[i].split("\n")]
-        wide = sum(map(len, lines)) > PROSE_WIDTH * len(lines)
-        if _indent(parts[i]) == indent and (wide or len(lines) == 1):
-            own = len(rest)
-    return rest[:own]
-
-
-def _indent(part: str) -> int:
-    return min(len(line) - len(line.lstrip()) for line in part.split("\n"))
 
 
 def _drop_sections(parts: Sequence[str]) -> list[str]:
@@ -205,6 +154,7 @@ def _rests_of_notes(parts: Sequence[str], notes: Sequence[int], marked: set[int]
     prose, or another note, follows them, and no mark is in them. `marked` are the parts that
     have marks of notes.
     """
+    starts = {*notes}
     usual = Counter(_indent(part) for part in parts[::2]).most_common(1)[0][0]
     rests: list[int] = []
     for note in notes:
@@ -214,7 +164,7 @@ def _rests_of_notes(parts: Sequence[str], notes: Sequence[int], marked: set[int]
         rest: list[int] = []
         own = 0
         for i in range(note + 2, len(parts), 2):
-            if i in notes:
+            if i in starts:
                 own = len(rest)
                 break
             short_gap = parts[i - 1].count("\n") <= 2
@@ -287,7 +237,7 @@ def _refolded(paragraph: str) -> str:
     rest = re.sub(r"(?<!\w-)\n\s*", " ", "\n".join(lines[first:]).replace(_JOINT, ""))
     rest = re.sub(r"\n\s*", "", rest)
     folded = textwrap.wrap(rest, max(width, LEAST_WIDTH), break_long_words=False)
-    return "\n".join([*lines[:first], *folded])
+    return "\n".join([*lines[:first], *folded]).replace(_JOINT, "")
 
 
 def _closing(text: str, start: int) -> int:

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from gothic_jax.text import gutenberg, lines
-from gothic_jax.text.notes import drop_marks, drop_notes
+from gothic_jax.text.notes import CUT, drop_marks, drop_notes
 
 # A line longer than this was not wrapped by hand or by a formatter.
 MAX_WRAP = 100
@@ -156,7 +156,7 @@ def clean(
         counts[rule] = len("\n".join(kept).split())
         return kept
 
-    counted("corrections", text.split("\n"))
+    counted("corrections", text.replace(CUT, "").split("\n"))
     kept = counted("gutenberg", gutenberg.strip(text, outside=False).split("\n"))
     kept = counted("page numbers", drop_page_numbers("\n".join(kept)).split("\n"))
     ranges = find_ranges(kept, begin, end)
@@ -220,11 +220,14 @@ def decode(raw: bytes) -> str:
 
 
 def correct(text: str, corrections: Iterable[Correction]) -> str:
-    """The text after corrections. Raises ValueError if the text of one is not found."""
+    """The text after corrections, with a cut after each.
+
+    Raises ValueError if the text of one is not found.
+    """
     for correction in corrections:
         parts = (map(re.escape, part.split(" ")) for part in correction.text.split(" ... "))
         pattern = r"(?s:.{0,4000}?)".join(r"\s+".join(part) for part in parts)
-        text, count = re.subn(pattern, correction.instead.replace("\\", r"\\"), text)
+        text, count = re.subn(pattern, correction.instead.replace("\\", r"\\") + CUT, text)
         if not count:
             raise ValueError(f"no passage {correction.text!r}")
     return text

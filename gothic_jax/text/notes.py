@@ -12,6 +12,9 @@ import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
+
+from gothic_jax.text.lines import wrap_width
 
 LONGEST = 20_000
 """Characters of a note in brackets; a bracket that closes later than that does not belong to it."""
@@ -19,8 +22,6 @@ LONGEST_REST = 6000
 """Characters that may follow the first paragraph of another note before it ends."""
 PROSE_WIDTH = 45
 """Lines of prose are longer on average; a block of shorter ones may be verse of the text itself."""
-LEAST_WIDTH = 65
-"""Prose that is wrapped again is not wrapped at less."""
 
 _BRACKETED = re.compile(
     r"\[(?:\* ?)?(?:Illustrations?|Illustrated|Picture|Foo(?:t-?)?note|Sidenote|Greek(?!:)"
@@ -51,18 +52,21 @@ _MARK = re.compile(
     r"(?P<mark>\(\d{1,3}\)|\[[A-Z]\]|\[\*{1,3}\]|(?<!\* )(?<!\*)\*{1,3}(?![\w*]| ?\*))"
 )
 _NOTE = re.compile(
-    r"\s*(?P<mark>\(\d{1,3}\)(?=\s)|\[[A-Z]\](?=[\s(])|\*{1,3}(?=\s?[\"“‘'(_A-Z]|--))"  # noqa: RUF001
+    r"\s*(?P<mark>\(\d{1,3}\)(?=\s)|\[[A-Z]\](?=[\s(])|\*{1,3}(?=\s?[\"“‘'(_A-Z]))"  # noqa: RUF001
 )
 # Poe's marks stand before a verse; the notes below it are indented by less.
 _VERSE_MARK = re.compile(r"^[ \t]+(?P<mark>\*{1,4}|†) ?(?=[\"“‘'_A-Z])", re.MULTILINE)  # noqa: RUF001
 _SECTION = re.compile(r"\W*(?:FOOT)?NOTES?\W*", re.IGNORECASE)
 _SECTION_NOTE = re.compile(r"\s*(?:[*+]|\[?\d{1,3}(?:-\d+)?[].)]|\(\d{1,3}\))")
+_HEADING = re.compile(r"\s*_[^_]*_\s*|[^a-z]*")
 # The marks of a text that has notes such as "19. +Transliteration: panta rhei."
 _PLUS_NOTE = re.compile(r"^\d+(?:-\d+)?\. \+[A-Z\"]", re.MULTILINE)
 _PLUS_MARK = re.compile(r"(?<![\s\d+]) ?\+(?![\w+])")
 _BLANK_LINES = re.compile(r"(\n(?:[ \t]*\n)+)")
-_JOINT = "\0"
-"""Where a bracket of several lines stood within a sentence."""
+CUT = "\0"
+"""Where something within a line was left out; no text has this character."""
+WRAPPED_AT = range(40, 101)
+"""Columns that texts are wrapped at."""
 
 
 def drop_notes(text: str, rest: str = "") -> str:
@@ -73,7 +77,7 @@ def drop_notes(text: str, rest: str = "") -> str:
     """
     text = _drop_bracketed(text)
     if _PLUS_NOTE.search(text):
-        text = _PLUS_MARK.sub("", text)
+        text = _PLUS_MARK.sub(CUT, text)
     parts = _drop_verse_notes(_drop_sections(_BLANK_LINES.split(text)))
     size = len(parts)
     parts += ["\n\n", *_BLANK_LINES.split(rest)] if rest else []
@@ -102,16 +106,17 @@ def drop_notes(text: str, rest: str = "") -> str:
         parts[i] = "\n".join(lines[:kept]) if kept else parts[i]
     rests = _rests_of_notes(parts, notes, {i for i, _, _ in matched})
     for i, start, end in sorted(matched, reverse=True):
-        parts[i] = parts[i][:start] + _blank_left(parts[i], start, end) + parts[i][end:]
+        parts[i] = parts[i][:start] + _blank_left(parts[i], start, end) + CUT + parts[i][end:]
     for i in (*notes, *rests):
         parts[i] = ""
-    return "".join(parts[:size])
+    return wrap_again("".join(parts[:size]))
 
 
 def _blank_left(part: str, start: int, end: int) -> str:
     """What stays of a mark: the blank before it where none comes after it."""
     after = part[end : end + 1]
-    return part[start] if part[start].isspace() and (after.isalnum() or after in "“‘") else ""  # noqa: RUF001
+    blank = part[start : start + 1]
+    return blank if blank.isspace() and (after.isalnum() or after in ("“", "‘")) else ""  # noqa: RUF001
 
 
 def drop_marks(paragraph: str) -> str:
@@ -174,7 +179,8 @@ def _rests_of_notes(parts: Sequence[str], notes: Sequence[int], marked: set[int]
                 break
             rest.append(i)
             lines = [line.strip() for line in parts[i].split("\n")]
-            if _indent(parts[i]) == indent and sum(map(len, lines)) > PROSE_WIDTH * len(lines):
+            prose = sum(map(len, lines)) > PROSE_WIDTH * len(lines)
+            if _indent(parts[i]) == indent and prose and not _HEADING.fullmatch(parts[i]):
                 own = len(rest)
         rests += rest[:own]
     return rests
@@ -195,7 +201,7 @@ def _drop_verse_notes(parts: Sequence[str]) -> list[str]:
     for i in range(0, len(parts), 2):
         note = _VERSE_MARK.match(parts[i])
         marks = unmatched[note["mark"]] if note else []
-        if marks and _indent(parts[i]) < _indent(marks[-1][1][0]):
+        if note and marks and _indent(note[0]) < _indent(marks[-1][1][0]):
             part, mark = marks.pop()
             matched.append((part, *mark.span("mark")))
             kept[i] = ""
@@ -214,30 +220,42 @@ def _drop_bracketed(text: str) -> str:
         if opening >= position:
             kept.append(text[position:opening])
             position = _closing(text, opening)
-            if "\n" in text[opening:position].strip():
-                kept.append(_JOINT)
-    text = "".join([*kept, text[position:]])
-    if _JOINT not in text:
-        return text
-    return "".join(_refolded(p) if _JOINT in p else p for p in _BLANK_LINES.split(text))
+            kept.append(CUT)
+    return "".join([*kept, text[position:]])
 
 
-def _refolded(paragraph: str) -> str:
-    """A paragraph with what a bracket has joined wrapped again, if it is prose that was wrapped.
+def wrap_again(text: str) -> str:
+    """A text without its cuts, where paragraphs of prose that have one are wrapped as before.
 
-    It would be one long line, and no longer look like wrapped prose.
+    Else a line that became longer or shorter would no longer look like wrapped prose.
     """
-    lines = paragraph.split("\n")
-    width = max((len(line) for line in lines if _JOINT not in line), default=LEAST_WIDTH)
-    first = next(
-        (n for n, line in enumerate(lines) if _JOINT in line and len(line) > width + 1), None
+    if CUT not in text:
+        return text
+    rows = text.split("\n")
+    width = wrap_width([pair for pair in pairwise(rows) if all(pair) and CUT not in "".join(pair)])
+    parts = _BLANK_LINES.split(text)
+    return "".join(_wrapped_again(part, width) if CUT in part else part for part in parts)
+
+
+def _wrapped_again(paragraph: str, width: int) -> str:
+    rows = paragraph.split("\n")
+    whole = [pair for pair in pairwise(rows) if all(pair) and CUT not in "".join(pair)]
+    forced = sum(len(row) + 1 + len(after.split()[0]) > width - 2 for row, after in whole)
+    filled = any(len(row) > 0.75 * width for row in rows)
+    if width not in WRAPPED_AT or not (2 * forced >= len(whole) if whole else filled):
+        return paragraph.replace(CUT, "")
+    first = next(n for n, row in enumerate(rows) if CUT in row)
+    indent = rows[first][: len(rows[first]) - len(rows[first].lstrip())]
+    joined = re.sub(r"\n\s*", " ", re.sub(r"(\w-)\n\s*", r"\1", "\n".join(rows[first:])))
+    wrapped = textwrap.wrap(
+        joined.replace(CUT, ""),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-    if first is None:
-        return paragraph.replace(_JOINT, "")
-    rest = re.sub(r"(?<!\w-)\n\s*", " ", "\n".join(lines[first:]).replace(_JOINT, ""))
-    rest = re.sub(r"\n\s*", "", rest)
-    folded = textwrap.wrap(rest, max(width, LEAST_WIDTH), break_long_words=False)
-    return "\n".join([*lines[:first], *folded]).replace(_JOINT, "")
+    return "\n".join([*rows[:first], *wrapped])
 
 
 def _closing(text: str, start: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gothic_jax.text.cleaning import clean, decode, double_quotes, words
+from gothic_jax.text.cleaning import Correction, clean, decode, double_quotes, words
 
 WRAPPED = """The fog came down upon the harbour in the evening, and with it came a
 sound that none of the fishermen had heard before, and none of them would
@@ -91,6 +91,7 @@ def test_a_dedication_goes() -> None:
 @pytest.mark.parametrize(
     "line",
     ["END OF ACT I.", "End of Vol. II", "[End of Vol. I]", "THE END OF THE FIRST VOLUME.",
+     "END OF THE FOURTH",
      "Notes—Berenice", "~~~ End of Text ~~~", "PRINTED IN GREAT BRITAIN BY R. & R. CLARK"],
 )  # fmt: skip
 def test_ends_of_parts_and_printers_go(line: str) -> None:
@@ -212,6 +213,14 @@ def test_marks_of_notes_are_no_page_numbers() -> None:
         ("1927–28", "1927-28"),
         ("Dear Sir:- Come.", "Dear Sir:—Come."),
         ("two  spaces , and\ta tab", "two spaces, and a tab"),
+        ("the letter #A.# It is", "the letter A. It is"),
+        ("D# minor and C# minor", "D# minor and C# minor"),
+        ("made twelve [sic] in all", "made twelve in all"),
+        ("allowance[--]Sir Benjamin", "allowance—Sir Benjamin"),
+        ("C_{2}HCl_{3} on y{s} daye", "C2HCl3 on ys daye"),
+        ("Shall { we } submit?", "Shall we submit?"),
+        ("[Greek: enti pikros,\nkai chola].", "enti pikros,\nkai chola."),
+        ("It was so&#160;!", "It was so!"),
     ],
 )
 def test_typography(before: str, after: str) -> None:
@@ -256,6 +265,38 @@ def test_any_text_comes_out_tidy(text: str) -> None:
 
 def test_control_characters_go() -> None:
     assert cleaned("The end\nof\x07 it.\n\x1a") == "The end\nof it."
+
+
+def test_braces_of_a_list_of_persons_go() -> None:
+    assert (
+        cleaned("ULF         }\nOOGNO       } Beggars\nTHAHN       }")
+        == "ULF\nOOGNO Beggars\nTHAHN"
+    )
+
+
+# Corrections
+
+
+def corrected(text: str, *corrections: tuple[str, str]) -> str:
+    return clean(text.encode(), corrections=[Correction(*each) for each in corrections]).text
+
+
+def test_a_correction_takes_the_place_of_a_passage() -> None:
+    text = "He was single of [at] fifty. [Mabbott states\nthat it is\nso.] He went."
+    corrections = [("of [at] fifty", "at fifty"), (" [Mabbott states ... so.]", "")]
+    assert corrected(text, *corrections) == "He was single at fifty. He went."
+
+
+def test_prose_stays_one_paragraph_around_a_correction() -> None:
+    text = WRAPPED.replace("and none of them", "and none [comma\nadded] of them")
+    assert corrected(f"{WRAPPED}\n\n{text}", (" [comma added]", "")) == cleaned(
+        f"{WRAPPED}\n\n{WRAPPED}"
+    )
+
+
+def test_a_passage_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ValueError, match="twelve"):
+        corrected("It was eleven.", ("It was twelve.", ""))
 
 
 # Markers

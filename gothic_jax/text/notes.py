@@ -160,7 +160,10 @@ def _rests_of_notes(parts: Sequence[str], notes: Sequence[int], marked: set[int]
     have marks of notes.
     """
     starts = {*notes}
-    usual = Counter(_indent(part) for part in parts[::2]).most_common(1)[0][0]
+    sizes: Counter[int] = Counter()
+    for part in parts[::2]:
+        sizes[_indent(part)] += len(part)
+    usual = sizes.most_common(1)[0][0]
     rests: list[int] = []
     for note in notes:
         indent = _indent(parts[note])

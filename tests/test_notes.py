@@ -25,6 +25,7 @@ def without_notes(text: str, rest: str = "") -> str:
         ),
         ("The gods (*1) slept.\n\n(*1) Of Troy.", "The gods  slept."),
         ("Oil{*7} tanks.\n\n{*7}For obvious reasons.", "Oil tanks."),
+        ("the beautiful Halcyon {*2},--I sat", "the beautiful Halcyon,--I sat"),
         ("A man{12} ran.\n\n{12}  From Rome.", "A man ran."),
         ("It is all[1.1] here.\n\n[1.1] There.", "It is all here."),
         ("Flux.\n\n118. +Transliteration: panta rhei.", "Flux."),
@@ -104,7 +105,7 @@ def test_a_section_of_notes_ends_at_a_wide_gap() -> None:
 
 def test_paters_sections_go_with_their_marks() -> None:
     text = (
-        "panta rhei+--it is,+ the burden of no +; or so.\n\nNOTES\n\n19. +Transliteration: panta"
+        "panta rhei+--it is,+ the burden of no\n+; or so.\n\nNOTES\n\n19. +Transliteration: panta"
         " rhei.\n\n95. *Theogony:\n\n+Translation: it flows.\n\n174. ±Sic.\n\n\n\nNext."
     )
     assert without_notes(text) == "panta rhei--it is, the burden of no; or so.|Next."

@@ -41,6 +41,8 @@ _SURE_MARK = re.compile(
     # Of a note that is not there any more; asterisks in a row stand for what is left out.
     r"|(?<=[A-Za-zÀ-ÿ.,!?;:-][A-Za-zÀ-ÿ,.;:!?\"'”’)-])(?:\+|\*(?! ?\*))(?=[\s,;:.—\"”-]|$)"  # noqa: RUF001
 )
+# One that only a blank parts from the word before.
+_PARTED_MARK = re.compile(rf"(?<=\w) (?:{_SURE_MARK.pattern})(?=[,;:.—]|--)")
 # Pater's notes begin with the page that they stand on, and their mark.
 _SURE_NOTE = re.compile(
     r"\s*(?:(?:\[(?:\d+(?:\.\d+)?|\*+|\+)\]|\{\d+[a-z]?\}):?\s|\{\*\d*\}|\(\*\d*\)"
@@ -61,7 +63,7 @@ _SECTION_NOTE = re.compile(r"\s*(?:[*+]|\[?\d{1,3}(?:-\d+)?[].)]|\(\d{1,3}\))")
 _HEADING = re.compile(r"\s*_[^_]*_\s*|[^a-z]*")
 # The marks of a text that has notes such as "19. +Transliteration: panta rhei."
 _PLUS_NOTE = re.compile(r"^\d+(?:-\d+)?\. \+[A-Z\"]", re.MULTILINE)
-_PLUS_MARK = re.compile(r"(?<![\s\d+]) ?\+(?![\w+])")
+_PLUS_MARK = re.compile(r"(?<![\s\d+])(?: *|\n)\+(?![\w+])")
 _BLANK_LINES = re.compile(r"(\n(?:[ \t]*\n)+)")
 CUT = "\0"
 """Where something within a line was left out; no text has this character."""
@@ -125,7 +127,7 @@ def drop_marks(paragraph: str) -> str:
     It is apart from `drop_notes` since a line without its mark is shorter, and would seem to end
     before the width of the page.
     """
-    return _SURE_MARK.sub("", paragraph)
+    return _SURE_MARK.sub("", _PARTED_MARK.sub("", paragraph))
 
 
 def _drop_sections(parts: Sequence[str]) -> list[str]:

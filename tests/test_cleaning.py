@@ -294,6 +294,14 @@ def test_prose_stays_one_paragraph_around_a_correction() -> None:
     )
 
 
+def test_lines_that_were_not_wrapped_stay_around_a_correction() -> None:
+    speeches = "DOOLITTLE {exclaiming Bly me!\nHIGGINS {simul- What!"
+    body = corrected(
+        f"{WRAPPED}\n\n{speeches}", ("{exclaiming", "[exclaiming]"), ("{simul-", "[too]")
+    )
+    assert body.endswith("\n\nDOOLITTLE [exclaiming] Bly me!\nHIGGINS [too] What!")
+
+
 def test_a_passage_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="twelve"):
         corrected("It was eleven.", ("It was twelve.", ""))

@@ -246,14 +246,15 @@ def _wrapped_again(paragraph: str, width: int) -> str:
     rows = paragraph.split("\n")
     whole = [pair for pair in pairwise(rows) if all(pair) and CUT not in "".join(pair)]
     forced = sum(len(row) + 1 + len(after.split()[0]) > width - 2 for row, after in whole)
-    filled = any(len(row) > 0.75 * width for row in rows)
+    judged = [row for row in rows[:-1] if CUT not in row] or rows[:-1]
+    filled = all(len(row) > 0.75 * width for row in judged)
     if width not in WRAPPED_AT or not (2 * forced >= len(whole) if whole else filled):
         return paragraph.replace(CUT, "")
     first = next(n for n, row in enumerate(rows) if CUT in row)
     indent = rows[first][: len(rows[first]) - len(rows[first].lstrip())]
-    joined = re.sub(r"\n\s*", " ", re.sub(r"(\w-)\n\s*", r"\1", "\n".join(rows[first:])))
+    rest = "\n".join(rows[first:]).replace(CUT, "")
     wrapped = textwrap.wrap(
-        joined.replace(CUT, ""),
+        re.sub(r"\n\s*", " ", re.sub(r"(\w-)\n\s*", r"\1", rest)),
         width,
         initial_indent=indent,
         subsequent_indent=indent,

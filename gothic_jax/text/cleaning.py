@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from gothic_jax.text import gutenberg, lines
 from gothic_jax.text.notes import CUT, drop_marks, drop_notes
+from gothic_jax.text.quotes import double_quotes
 
 # A line longer than this was not wrapped by hand or by a formatter.
 MAX_WRAP = 100
@@ -30,6 +31,17 @@ CENTRED = 8
 
 # Prose in a column narrower than this is not told from a list.
 LEAST_PROSE_WIDTH = 45
+
+# Nor where it is only one sentence, that goes on at every line end.
+NARROWEST = 38
+# Verse of so many lines does not fill its column evenly.
+EVEN_LINES = 5
+# Few lines of verse are so long and end in a word that belongs to the next one.
+LONG_FOR_VERSE = 50
+_LEADS_ON = re.compile(
+    r"\b(?:an?|the|of|to|in|by|for|with|from|at|on|which|his|her|its|my|your|our|their|de|du|di|e|à)$"
+)
+_SENTENCE_ENDS = re.compile(r"[.!?][\"'”’)\]]*(?:\[\d+\])?$|,$")  # noqa: RUF001
 
 MARKER_SEPARATOR = "|"
 
@@ -66,8 +78,8 @@ _PROVENANCE = re.compile(
 )
 _PROVENANCE_IN_HEADING = re.compile(rf"\s*\((?=[^()]*\b{_MONTH}\b)[^()]{{1,80}}\b1[89]\d\d\.?\)$")
 _SMALL_WORD = (
-    r"(?:I|AN?|AM|AND|AS|AT|BUT|BY|FOR|FROM|HAD|HAS|HAVE|HE|HER|HIS|IF|IN|IS|IT|MY|NOT|NOW|OF|ON|ONE"
-    r"|SHE|SO|THAT|THE|THERE|THEY|THIS|TO|WAS|WE|WERE|WHEN|WHO|WITH|YOU)"
+    r"(?:I|AN?|AM|AND|AS|AT|BUT|BY|FOR|FROM|HAD|HAS|HAVE|HE|HER|HIS|HOW|IF|IN|IS|IT|MY|NOT|NOW|OF"
+    r"|ON|ONE|SHE|SO|THAT|THE|THERE|THEY|THIS|TO|WAS|WE|WERE|WHAT|WHEN|WHERE|WHILE|WHO|WITH|YOU)"
 )
 # The capitals after a large initial: "IT was the night", "A YEAR ago", "WITH Syrian oils",
 # `"CONSECUTIVE upon`. Where the first word cannot be a speaker's name in a play, also "IT WAS
@@ -75,7 +87,7 @@ _SMALL_WORD = (
 _DROP_CAP = re.compile(
     r"(?P<quote>[\"']?)(?P<capitals>"
     rf"{_SMALL_WORD}(?: {_SMALL_WORD})?(?= (?:[A-Z][a-z]+,? )?[a-z])"
-    r"|(?:A )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z]))"
+    r"|(?:(?:A|I) )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z]))"
 )
 
 _DOUBLE_QUOTES = "“”„‟«»″"  # fmt: skip
@@ -110,17 +122,25 @@ _RAISED = re.compile(r"(?<=\w)(?:_\{(\w{1,4})\}|\{([a-z]{1,3})\})")
 # A brace of several lines of a page, such as those of a list of persons.
 _LONE_BRACE = re.compile(r"(?:(?<=\s)|^)[{}](?=\s|$)")
 
-# What may follow an apostrophe that opens a word: 'tis, 'em, the '80s.
-_ELISION = re.compile(
-    r"t(?:is|was|were|will|would|wixt|ween|il|ill|other)?|mid(?:st)?|mongst|gainst|neath|gan|gins"
-    r"|phone|ere|er|em|im|un|u?[dl]l?|s|ave|arf|ome|ope|round|bout|cause|cept|way|nuff|nough|most"
-    r"|es|n|(?:eigh|nine|six|seven)ties|\d\ds?",
-    re.IGNORECASE,
-)
-_WORD = re.compile(r"[\w']+")
-
 _KEPT_BLANK = "\0"
-_NAME_LEFT_OUT = re.compile(r"(?<=\w)( ?)(?:-{3,}|—{2,}) (?=\w)")
+# A dash in place of a name, or of the end or the beginning of one: "the Dean of ---, Mr. ---",
+# "Lord L---- was", "the D-- Hotel", "in ----shire". The blanks around it stay as they are.
+_NAME_LEFT_OUT = re.compile(
+    r"(?<=\S) (?:-{3,}|—{2,})(?: |(?![A-ZÀ-Þ—-]))"
+    r"|(?:(?<=\bMr\.)|(?<=\bDr\.)|(?<=\bMrs\.)) (?:--|—) ?"
+    r"|(?<=\bof) (?:--|—)(?=[,;.])"
+    r"|(?<=\w)(?:-{3,}|—{2,}) (?=\w)"
+    r"|(?<=\b[B-HJ-NP-Z])-- (?=\w)"  # not "I -- I", "A--", "O--"
+)
+_DASH = re.compile("[-—]+")
+
+# "well- marked", not "half- and quarter-tones".
+_PARTED_COMPOUND = re.compile(
+    r"(?<=\bhalf-) (?!and\b|or\b)(?=[a-z])|(?<=\bwell-) (?!and\b|or\b)(?=[a-z])"
+    r"|(?<=\bcross-) (?!and\b|or\b)(?=[a-z])"
+    r"|(?<=ty-) (?=(?:one|two|three|four|five|six|seven|eight|nine)\b)"
+)
+_FORMULA = re.compile(r"(?<![a-z_])(?:[A-Z][a-z]?(?:_\{\d+\})?){2,}")
 
 
 class Correction(NamedTuple):
@@ -388,7 +408,10 @@ def unwrap(block: Sequence[str], width: int) -> str:
     broken_sentence = [after.lstrip(" _")[:1].islower() for _, after in pairs]
     indent = min(len(line) - len(line.lstrip()) for line in block)
     if _is_verse(forced, broken_sentence, indent) and not _is_narrow_prose(block, broken_sentence):
-        joined = [f and b for f, b in zip(forced, broken_sentence, strict=True)]
+        turned_over = _turned_over(block, broken_sentence)
+        joined = [
+            t or (f and b) for t, f, b in zip(turned_over, forced, broken_sentence, strict=True)
+        ]
     else:
         joined = [True] * len(pairs)
     text = block[0].strip()
@@ -413,6 +436,22 @@ def _is_verse(forced: Sequence[bool], broken_sentence: Sequence[bool], indent: i
     )
 
 
+def _turned_over(block: Sequence[str], broken_sentence: Sequence[bool]) -> list[bool]:
+    """Which line ends of a stanza its column forced: a few small words follow that did not fit.
+
+    The other lines begin with capitals.
+    """
+    lengths = [len(line.strip()) for line in block]
+    width = max(lengths)
+    few = 2 * sum(broken_sentence) <= len(broken_sentence) + 1 and len(block) > 2
+    return [
+        few and broken and 2 * length <= width and before + 1 + len(after.split()[0]) > width - 1
+        for before, length, after, broken in zip(
+            lengths, lengths[1:], block[1:], broken_sentence, strict=False
+        )
+    ]
+
+
 def _is_narrow_prose(block: Sequence[str], broken_sentence: Sequence[bool]) -> bool:
     """Whether it is wrapped as prose, though in a column narrower than that of the text.
 
@@ -427,12 +466,36 @@ def _is_narrow_prose(block: Sequence[str], broken_sentence: Sequence[bool]) -> b
     least = 7 if any(line[0].isspace() for line in block) else 3
     if average >= LEAST_PROSE_WIDTH and 10 * sum(broken_sentence) >= least * len(broken_sentence):
         return True
-    width = max(map(len, lines))
+    if _is_cut_sentence(block, broken_sentence):
+        return True
+    # No verse is so even; by hand, prose is not set more evenly.
+    width = max(map(len, lines)) - (2 if len(lines) >= EVEN_LINES else 0)
     filled = all(len(line) + 1 + len(after.split()[0]) > width for line, after in pairwise(lines))
     return width >= LEAST_PROSE_WIDTH and any(broken_sentence) and filled
 
 
+def _is_cut_sentence(block: Sequence[str], broken_sentence: Sequence[bool]) -> bool:
+    """Whether a block is one or more sentences of prose, though its lines are short.
+
+    Its lines end within a clause, the last one ends a sentence, and a capital stands where a name
+    begins.
+    """
+    lines = [line.strip(" _") for line in block]
+    within = all(line[-1].isalnum() and not line.isupper() for line in lines[:-1])
+    if not within or not _SENTENCE_ENDS.search(lines[-1]):
+        return False
+    if all(broken_sentence):
+        width = max(map(len, lines))
+        filled = all(len(a) + 1 + len(b.split()[0]) > width for a, b in pairwise(lines))
+        return not any(line[0].isspace() for line in block) or (filled and width >= NARROWEST)
+    return all(
+        broken or (len(line) >= LONG_FOR_VERSE and _LEADS_ON.search(line))
+        for line, broken in zip(lines, broken_sentence, strict=False)
+    )
+
+
 def _strip_notes(text: str) -> str:
+    text = _FORMULA.sub(lambda m: re.sub(r"_\{(\d+)\}", r"\1", m[0]), text)
     text = _PROVENANCE_IN_HEADING.sub("", drop_marks(text))
     return re.sub(r"\s*\(\s*\)", "", text)
 
@@ -449,10 +512,10 @@ def _tidy(text: str) -> str:
         for pattern, replacement in _TRANSCRIBED:
             text = pattern.sub(replacement, text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
-    # A long dash in place of a name is the end of a word, or one of its own: "Lord L---- was".
-    text = _NAME_LEFT_OUT.sub(lambda m: f"{_KEPT_BLANK * len(m[1])}—{_KEPT_BLANK}", text)
+    text = _NAME_LEFT_OUT.sub(lambda m: _DASH.sub("—", m[0]).replace(" ", _KEPT_BLANK), text)
     text = re.sub(r"-{2,}|—{2,}", "—", text)
-    text = re.sub(r":-(?=\s|$)", ":—", text)
+    text = re.sub(r"(:)-(?=\s|$)|(\d(?:st|nd|rd|th|d)\.)-(?=[A-Z])", r"\1\2—", text)
+    text = _PARTED_COMPOUND.sub("", text)
     text = re.sub(r"(?<=[^\s—]) *— *(?=[^\s—])", "—", text)
     text = re.sub(r" ?\.(?: \.){2,}", lambda dots: "." * dots[0].count("."), text)
     text = re.sub(r"(\.{3,})(?=\w)", r"\1 ", text)
@@ -466,67 +529,3 @@ def _tidy(text: str) -> str:
     first, *rest = opening["capitals"].split()
     lowered = [first.capitalize(), *(word if word == "I" else word.lower() for word in rest)]
     return opening["quote"] + " ".join(lowered) + text[opening.end() :]
-
-
-def double_quotes(paragraphs: Sequence[str]) -> list[str]:
-    """Paragraphs with speech in double quotes, and quotes within it in single ones.
-
-    A paragraph whose first quote is a single one is taken to follow British use. Its apostrophes
-    are distinguished from its quotes by the characters around them: a guess in "the boys' hats".
-    """
-    pairs = pairwise([*paragraphs, ""])
-    return [_swap_quotes(text, continued=_opens(after, 0)) for text, after in pairs]
-
-
-def _swap_quotes(text: str, continued: bool) -> str:
-    quotes = (m.start() for m in re.finditer("[\"']", text))
-    first = next((i for i in quotes if text[i] == '"' or _opens(text, i)), None)
-    if first is None or text[first] == '"':
-        return text
-    chars = list(text)
-    for start, stop in _quoted_spans(text, continued):
-        for i in range(start + 1, stop):
-            if chars[i] == '"':
-                chars[i] = "'"
-        chars[start] = '"'
-        if stop < len(text):
-            chars[stop] = '"'
-    return "".join(chars)
-
-
-def _quoted_spans(text: str, continued: bool) -> Iterator[tuple[int, int]]:
-    """Where single quotes open and close; a quote that continues in the next paragraph closes at
-    the end of the text."""
-    marks = [i for i, c in enumerate(text) if c == "'"]
-    start: int | None = None
-    for n, i in enumerate(marks):
-        if start is None:
-            start = i if _opens(text, i) else None
-        elif _closes(text, i) and (not text[i - 1].isalnum() or _ends_here(text, marks[n + 1 :])):
-            yield start, i
-            start = None
-    if start is not None and (start == 0 or continued):
-        yield start, len(text)
-
-
-def _opens(text: str, i: int) -> bool:
-    """Whether the character is an opening single quote, not an apostrophe as in 'tis."""
-    if text[i : i + 1] != "'" or (i and (text[i - 1].isalnum() or text[i - 1] in ".,;:!?'")):
-        return False
-    word = _WORD.match(text, i + 1)
-    after = text[i + 1 : i + 2]
-    return after.strip() != "" and (word is None or not _ELISION.fullmatch(word[0]))
-
-
-def _closes(text: str, i: int) -> bool:
-    return not text[i - 1].isspace() and not text[i + 1 : i + 2].isalnum()
-
-
-def _ends_here(text: str, later: Sequence[int]) -> bool:
-    """Whether a mark after a letter closes: not if a surer one follows ("boys' hats.'")."""
-    for i in later:
-        if _opens(text, i):
-            return True
-        if _closes(text, i) and not text[i - 1].isalnum():
-            return False
-    return True

@@ -42,7 +42,6 @@ _SURE_MARK = re.compile(
     r"|(?<=[A-Za-zÀ-ÿ.,!?;:-][A-Za-zÀ-ÿ,.;:!?\"'”’)-])(?:\+|\*(?! ?\*))(?=[\s,;:.—\"”-]|$)"  # noqa: RUF001
 )
 # One that only a blank parts from the word before.
-_PARTED_MARK = re.compile(rf"(?<=\w) (?:{_SURE_MARK.pattern})(?=[,;:.—]|--)")
 # Pater's notes begin with the page that they stand on, and their mark.
 _SURE_NOTE = re.compile(
     r"\s*(?:(?:\[(?:\d+(?:\.\d+)?|\*+|\+)\]|\{\d+[a-z]?\}):?\s|\{\*\d*\}|\(\*\d*\)"
@@ -64,6 +63,9 @@ _HEADING = re.compile(r"\s*_[^_]*_\s*|[^a-z]*")
 # The marks of a text that has notes such as "19. +Transliteration: panta rhei."
 _PLUS_NOTE = re.compile(r"^\d+(?:-\d+)?\. \+[A-Z\"]", re.MULTILINE)
 _PLUS_MARK = re.compile(r"(?<![\s\d+])(?: *|\n)\+(?![\w+])")
+_OPENING = tuple("\"'“‘([_")  # noqa: RUF001
+# Before these, no blank stays where a mark was.
+_BLANK_BEFORE = re.compile(r" (?=\0[,;:.!?)—-])")
 _BLANK_LINES = re.compile(r"(\n(?:[ \t]*\n)+)")
 CUT = "\0"
 """Where something within a line was left out; no text has this character."""
@@ -108,17 +110,21 @@ def drop_notes(text: str, rest: str = "") -> str:
         parts[i] = "\n".join(lines[:kept]) if kept else parts[i]
     rests = _rests_of_notes(parts, notes, {i for i, _, _ in matched})
     for i, start, end in sorted(matched, reverse=True):
-        parts[i] = parts[i][:start] + _blank_left(parts[i], start, end) + CUT + parts[i][end:]
+        parts[i] = _without_mark(parts[i], start, end)
     for i in (*notes, *rests):
         parts[i] = ""
     return wrap_again("".join(parts[:size]))
 
 
-def _blank_left(part: str, start: int, end: int) -> str:
-    """What stays of a mark: the blank before it where none comes after it."""
-    after = part[end : end + 1]
-    blank = part[start : start + 1]
-    return blank if blank.isspace() and (after.isalnum() or after in ("“", "‘")) else ""  # noqa: RUF001
+def _without_mark(text: str, start: int, end: int) -> str:
+    """A text without the mark and the blank or line end before it, if they part no words."""
+    # Both are empty where a note that follows within the block has been dropped.
+    first, after = text[start : start + 1], text[end : end + 1]
+    if first == "\n" and after not in ("", "\n"):
+        # The line before would get too long if its end went.
+        return text[: start + 1] + CUT + text[end:].lstrip(" ")
+    parts_words = first.isspace() and (after.isalnum() or after in _OPENING)
+    return text[: start + parts_words] + CUT + text[end:]
 
 
 def drop_marks(paragraph: str) -> str:
@@ -127,7 +133,7 @@ def drop_marks(paragraph: str) -> str:
     It is apart from `drop_notes` since a line without its mark is shorter, and would seem to end
     before the width of the page.
     """
-    return _SURE_MARK.sub("", _PARTED_MARK.sub("", paragraph))
+    return _BLANK_BEFORE.sub("", _SURE_MARK.sub("\0", paragraph)).replace("\0", "")
 
 
 def _drop_sections(parts: Sequence[str]) -> list[str]:

@@ -1,0 +1,286 @@
+"""Speech in double quotes, whichever use its printer follows.
+
+British printers set speech in single quotes and what is quoted within it in double ones, with the
+character for closing quotes that is the apostrophe, too. So the quotes of a work are read as a
+whole: each mark opens, closes, opens again what goes on from the paragraph before, or is none
+(an apostrophe, a misprint), and of all such readings in which quotes nest, the cheapest is taken.
+The prices below say how unlikely each of these is between the characters that surround the mark.
+
+* Marks between two letters, and before elided words as in 'tis, are apostrophes and free.
+* A mark after a letter ("labourers' boots", "goin'") is an apostrophe where the quotes around it
+  close without it.
+* What is open at the end of a paragraph goes on in one that opens it again, and in verse.
+* A misprint, a quote that has no partner, costs more than any doubtful sound pair. It stays as it
+  is, and the pairs around it are read as if it were not there. Where only its shape is wrong,
+  `'Yes," he said`, the pair is sound.
+
+Only whole pairs change.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+# The quotes that may be open, from the outermost.
+_STACKS = ("", "'", "'\"", "'\"'", '"', "\"'", '"\'"')
+
+# Prices. A misprint, such as a quote without a partner, is what the others compare with.
+_MISPRINT = 4.0
+_NEVER = 1000.0
+_ON_IN_VERSE = 1.5
+# More than a misprint: prose goes on in quotes without opening them again only where two misprints
+# would be the alternative.
+_ON_IN_PROSE = 4.5
+
+# Words that an apostrophe opens: 'tis, 'em, the '80s; and those that may as well begin a speech.
+_ELISION = re.compile(
+    r"t(?:is|isn|was|wasn|were|will|would|wixt|ween)|mid(?:st)?|mongst|gainst|neath|gan|gins|em"
+    r"|(?:eigh|nine|six|seven)ties|\d\ds?",
+    re.IGNORECASE,
+)
+_WEAK_ELISION = re.compile(
+    r"t|til|till|tother|other|phone|ere|er|im|un|u?[dl]l?|s|r|e|ave|arf|ome|ope|round|bout|cause"
+    r"|cept|way|nuff|nough|most|es|n|is|as|ad|ow|ud|oo|specially|ullo|prentices?|scape",
+    re.IGNORECASE,
+)
+# Words at whose end an apostrophe stands for letters.
+_CUT = re.compile(
+    r".*in|an|th|o|wi|t|d|ha|gi|fro|a|i|mo|lor|po|ol|tha|thro|tho|altho|sha|wa|ca|m|ma|de|to|l|qu",
+    re.IGNORECASE,
+)
+_VOWELS = "aeiouAEIOU"
+_WORD = re.compile(r"[^\W_]+")
+_WORD_BEFORE = re.compile(r"[^\W_]+\Z")
+_UNQUOTED_WORD = re.compile(r"(?<![\w'\"])[^\W_]+")
+_QUOTES = re.compile("[\"']")
+
+
+class _Prices(NamedTuple):
+    """What each reading of a mark costs: as no quote, as an opening and as a closing one."""
+
+    none: float
+    opens: float
+    closes: float
+
+
+class _Mark(NamedTuple):
+    """A mark that is read as a quote, and the one before it."""
+
+    before: "_Mark | None"
+    place: int
+    depth: int
+    """How many quotes are open within it, from 1."""
+    opens: bool
+    """It opens a quote, for the first time."""
+    single: bool
+    """The outermost of the open quotes is a single one."""
+
+
+class _Path(NamedTuple):
+    cost: float
+    last: _Mark | None
+
+
+def double_quotes(paragraphs: Sequence[str]) -> list[str]:
+    """Paragraphs with speech in double quotes, and quotes within it in single ones.
+
+    What stands in double quotes already is left. In a work of American use, where most of the
+    paragraphs that begin with a quote begin with a double one, so is what stands in single quotes
+    after double ones in the same paragraph: it is no speech.
+    """
+    known = {word.lower() for text in paragraphs for word in _UNQUOTED_WORD.findall(text)}
+    first = [text[0] for text in paragraphs if text.startswith('"') or _opens_single(text, known)]
+    british = 2 * first.count("'") > len(first)
+    changes: list[dict[int, str]] = [{} for _ in paragraphs]
+    left = False
+    for n, marks in enumerate(_read(paragraphs, known, british)):
+        after_double = False
+        for span in _spans(marks):
+            changed = {mark.place: _changed(paragraphs[n], mark) for mark in span}
+            # One that goes on from the paragraph before shares its fate.
+            left = (left and not span[0].opens) or (after_double and span[0].single)
+            if not (left or (span[0].single and _meet(paragraphs[n], changed))):
+                changes[n].update(changed)
+            after_double |= not british and not span[0].single
+    return [
+        "".join(changed.get(i, c) for i, c in enumerate(text)) if changed else text
+        for text, changed in zip(paragraphs, changes, strict=True)
+    ]
+
+
+def _spans(marks: Sequence[_Mark]) -> list[list[_Mark]]:
+    """The marks of each quotation that no other one contains."""
+    spans: list[list[_Mark]] = []
+    for mark in marks:
+        if not spans or (mark.depth == 1 and mark.opens):
+            spans.append([])
+        spans[-1].append(mark)
+    return spans
+
+
+def _meet(text: str, changed: Mapping[int, str]) -> bool:
+    """Whether two double quotes would stand side by side, of which one is a misprint."""
+    return any(
+        quote == '"' == changed.get(beside, text[beside : beside + 1])
+        for i, quote in changed.items()
+        for beside in (i - 1, i + 1)
+        if beside >= 0
+    )
+
+
+def _opens_single(text: str, known: Collection[str]) -> bool:
+    if not text.startswith("'"):
+        return False
+    prices = _prices_of_single(text, 0, known)
+    return prices.opens < prices.none
+
+
+def _changed(text: str, mark: _Mark) -> str:
+    quote = "'" if mark.depth == 2 else '"'
+    if quote == '"' == text[mark.place]:
+        return quote
+    # One mark may stand for both: 'Tis true,' he said.
+    elided = mark.opens and quote == '"' and _elided(text, mark.place)
+    return "\"'" if elided else quote
+
+
+def _elided(text: str, i: int) -> bool:
+    word = _WORD.match(text, i + 1)
+    return bool(word and _ELISION.fullmatch(word[0]) and text[i] == "'")
+
+
+def _read(paragraphs: Sequence[str], known: Collection[str], british: bool) -> list[list[_Mark]]:
+    """The marks of each paragraph that are quotes, in the cheapest reading of the work."""
+    paths = [_Path(0.0 if not stack else _NEVER, None) for stack in _STACKS]
+    offsets = []
+    offset = 0
+    for before, text in pairwise(["", *paragraphs]):
+        paths = [
+            _Path(path.cost + _price_of_going_on(stack, before, text), path.last)
+            for stack, path in zip(_STACKS, paths, strict=True)
+        ]
+        for mark in _QUOTES.finditer(text):
+            paths = _after(paths, text, mark.start(), offset, known, british)
+        offsets.append(offset)
+        offset += len(text)
+    ends = [
+        path.cost + (_MISPRINT if stack else 0) for stack, path in zip(_STACKS, paths, strict=True)
+    ]
+    last = paths[ends.index(min(ends))].last
+    found: list[list[_Mark]] = [[] for _ in paragraphs]
+    while last:
+        n = bisect_right(offsets, last.place) - 1
+        found[n].append(last._replace(place=last.place - offsets[n]))
+        last = last.before
+    return [marks[::-1] for marks in found]
+
+
+def _price_of_going_on(stack: str, before: str, text: str) -> float:
+    if not stack or text.startswith((stack[0], stack[-1])):
+        return 0.0
+    return _ON_IN_VERSE if "\n" in before or "\n" in text else _ON_IN_PROSE
+
+
+def _after(
+    paths: Sequence[_Path], text: str, i: int, offset: int, known: Collection[str], british: bool
+) -> list[_Path]:
+    """The cheapest reading up to the mark at `i` for each stack."""
+    char = text[i]
+    price = _prices_of_single(text, i, known) if char == "'" else _prices_of_double(text, i)
+    best = [_Path(path.cost + price.none, path.last) for path in paths]
+
+    def offer(cost: float, to: str, mark: _Mark) -> None:
+        n = _STACKS.index(to)
+        # Of two openings without an end between them, the later one is sound.
+        if cost < best[n].cost or (mark.opens and cost == best[n].cost):
+            best[n] = _Path(cost, mark)
+
+    for stack, path in zip(_STACKS, paths, strict=True):
+        if path.cost >= _NEVER:
+            continue
+        single = (stack or char)[0] == "'"
+        depth = len(stack)
+
+        def mark(depth: int, opens: bool = False) -> _Mark:
+            return _Mark(path.last, offset + i, depth, opens, single)  # noqa: B023 - used at once
+
+        if stack + char in _STACKS:
+            unusual = not stack and (char == "'") != british
+            offer(path.cost + price.opens + unusual, stack + char, mark(depth + 1, opens=True))
+        if stack.endswith(char):
+            offer(path.cost + price.closes, stack[:-1], mark(depth))
+        elif depth == 1:
+            offer(path.cost + price.closes + _MISPRINT, "", mark(depth))
+        if stack and (again := _opened_again(text, i, stack)):
+            offer(path.cost, stack, mark(again))
+    return best
+
+
+def _opened_again(text: str, i: int, stack: str) -> int:
+    """The depth of the quote that the mark opens again at the start of a paragraph, or 0."""
+    if text[: i + 1] == stack[: i + 1]:
+        return i + 1
+    return len(stack) if i == 0 and text[0] == stack[-1] else 0
+
+
+def _around(text: str, i: int) -> tuple[str, str]:
+    """The characters before and after a mark and the other marks beside it; blanks at the ends."""
+    start, stop = i, i + 1
+    while start and text[start - 1] in "\"'":
+        start -= 1
+    while stop < len(text) and text[stop] in "\"'":
+        stop += 1
+    return text[start - 1 : start] or " ", text[stop : stop + 1] or " "
+
+
+def _prices_of_double(text: str, i: int) -> _Prices:
+    before, after = _around(text, i)
+    if before.isdigit() and after.isspace():
+        return _Prices(1.0, _NEVER, 0.0)  # inches
+    return _Prices(_MISPRINT, _opening(before, after), _closing(before, after))
+
+
+def _opening(before: str, after: str) -> float:
+    if after.isspace():
+        return 2.0 if before.isspace() else _NEVER
+    if before.isspace() or before in "([{—-":
+        return 0.0
+    if not (after.isalnum() or after == "—"):
+        return _NEVER
+    return 1.5 if before.isalnum() else 1.0  # a blank is missing
+
+
+def _closing(before: str, after: str) -> float:
+    if before.isspace():
+        return 2.0 if not after.isalnum() else _NEVER
+    if after.isalnum():
+        return 1.5  # a blank is missing
+    return 0.0 if before not in "([{" else _NEVER
+
+
+def _prices_of_single(text: str, i: int, known: Collection[str]) -> _Prices:
+    before, after = _around(text, i)
+    word = _WORD.match(text, i + 1)
+    if before.isalnum() and word:
+        return _Prices(0.0, _NEVER, _NEVER)
+    opening, closing = _opening(before, after), _closing(before, after)
+    if opening < _NEVER and word:
+        if _ELISION.fullmatch(word[0]):
+            return _Prices(0.0, opening + 3.0, closing + 1.0)
+        if _WEAK_ELISION.fullmatch(word[0]):
+            return _Prices(0.5, opening + 1.0, closing + 1.0)
+        if word[0][0] in _VOWELS and word[0].lower() not in known:  # 'Arry is never without it
+            return _Prices(1.5, opening, closing)
+        return _Prices(_MISPRINT if word[0][0].isupper() else 3.0, opening, closing)
+    cut = _WORD_BEFORE.search(text, 0, i)
+    if cut and text[i - 1].isalnum():
+        if _CUT.fullmatch(cut[0]):
+            return _Prices(0.2, opening, closing + 0.8)
+        # More words follow "labourers' boots" than the end of a quotation.
+        ends = 0.5 if after.isspace() else 0.0
+        if cut[0][-1] in "sxz":
+            return _Prices(1.5 - ends, opening, closing + ends)
+        return _Prices(3.0, opening, closing + ends)
+    return _Prices(_MISPRINT, opening, closing)

@@ -13,7 +13,7 @@ the habits of their printers:
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -470,8 +470,13 @@ def _is_narrow_prose(block: Sequence[str], broken_sentence: Sequence[bool]) -> b
         return True
     # No verse is so even; by hand, prose is not set more evenly.
     width = max(map(len, lines)) - (2 if len(lines) >= EVEN_LINES else 0)
-    filled = all(len(line) + 1 + len(after.split()[0]) > width for line, after in pairwise(lines))
-    return width >= LEAST_PROSE_WIDTH and any(broken_sentence) and filled
+    filled = width >= LEAST_PROSE_WIDTH and _is_filled(lines, width)
+    return filled and any(broken_sentence)
+
+
+def _is_filled(lines: Sequence[str], width: int) -> bool:
+    """Whether each line would be wider than that with the next word."""
+    return all(len(line) + 1 + len(after.split()[0]) > width for line, after in pairwise(lines))
 
 
 def _is_cut_sentence(block: Sequence[str], broken_sentence: Sequence[bool]) -> bool:
@@ -481,13 +486,13 @@ def _is_cut_sentence(block: Sequence[str], broken_sentence: Sequence[bool]) -> b
     begins.
     """
     lines = [line.strip(" _") for line in block]
-    within = all(line[-1].isalnum() and not line.isupper() for line in lines[:-1])
+    within = all(line[-1:].isalnum() and not line.isupper() for line in lines[:-1])
     if not within or not _SENTENCE_ENDS.search(lines[-1]):
         return False
     if all(broken_sentence):
         width = max(map(len, lines))
-        filled = all(len(a) + 1 + len(b.split()[0]) > width for a, b in pairwise(lines))
-        return not any(line[0].isspace() for line in block) or (filled and width >= NARROWEST)
+        narrow = width >= NARROWEST and _is_filled(lines, width)
+        return narrow or not any(line[0].isspace() for line in block)
     return all(
         broken or (len(line) >= LONG_FOR_VERSE and _LEADS_ON.search(line))
         for line, broken in zip(lines, broken_sentence, strict=False)

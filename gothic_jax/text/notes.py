@@ -41,7 +41,6 @@ _SURE_MARK = re.compile(
     # Of a note that is not there any more; asterisks in a row stand for what is left out.
     r"|(?<=[A-Za-zÀ-ÿ.,!?;:-][A-Za-zÀ-ÿ,.;:!?\"'”’)-])(?:\+|\*(?! ?\*))(?=[\s,;:.—\"”-]|$)"  # noqa: RUF001
 )
-# One that only a blank parts from the word before.
 # Pater's notes begin with the page that they stand on, and their mark.
 _SURE_NOTE = re.compile(
     r"\s*(?:(?:\[(?:\d+(?:\.\d+)?|\*+|\+)\]|\{\d+[a-z]?\}):?\s|\{\*\d*\}|\(\*\d*\)"

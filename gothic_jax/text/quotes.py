@@ -19,6 +19,7 @@ Only whole pairs change.
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -29,7 +30,10 @@ _STACKS = ("", "'", "'\"", "'\"'", '"', "\"'", '"\'"')
 # Prices. A misprint, such as a quote without a partner, is what the others compare with.
 _MISPRINT = 4.0
 _NEVER = 1000.0
-_ON_IN_VERSE = 1.5
+_UNUSUAL = 0.5  # not of the work's use
+_DEEP = 3.5  # a quotation within one within another
+_ON_TO_VERSE = 2.75
+_ON_IN_VERSE = 1.0
 # More than a misprint: prose goes on in quotes without opening them again only where two misprints
 # would be the alternative.
 _ON_IN_PROSE = 4.5
@@ -37,11 +41,11 @@ _ON_IN_PROSE = 4.5
 # Words that an apostrophe opens: 'tis, 'em, the '80s; and those that may as well begin a speech.
 _ELISION = re.compile(
     r"t(?:is|isn|was|wasn|were|will|would|wixt|ween)|mid(?:st)?|mongst|gainst|neath|gan|gins|em"
-    r"|(?:eigh|nine|six|seven)ties|\d\ds?",
+    r"|(?:eigh|nine|six|seven)ties",
     re.IGNORECASE,
 )
 _WEAK_ELISION = re.compile(
-    r"t|til|till|tother|other|phone|ere|er|im|un|u?[dl]l?|s|r|e|ave|arf|ome|ope|round|bout|cause"
+    r"\d\ds?|t|til|till|tother|other|phone|ere|er|im|un|u?[dl]l?|s|r|e|ave|arf|ome|ope|round|bout|cause"
     r"|cept|way|nuff|nough|most|es|n|is|as|ad|ow|ud|oo|specially|ullo|prentices?|scape",
     re.IGNORECASE,
 )
@@ -54,6 +58,9 @@ _VOWELS = "aeiouAEIOU"
 _WORD = re.compile(r"[^\W_]+")
 _WORD_BEFORE = re.compile(r"[^\W_]+\Z")
 _UNQUOTED_WORD = re.compile(r"(?<![\w'\"])[^\W_]+")
+_ELIDED_WORD = re.compile(r"(?<![\w'])'([^\W_]+)")
+_CUT_WORD = re.compile(r"(?<![\w'\"])([^\W_]+)'(?!\w)")
+_OFTEN = 3
 _QUOTES = re.compile("[\"']")
 
 
@@ -63,6 +70,17 @@ class _Prices(NamedTuple):
     none: float
     opens: float
     closes: float
+
+
+class _Words(NamedTuple):
+    """Words of a work, in small letters."""
+
+    known: Collection[str]
+    """Those that occur without an apostrophe before them."""
+    elided: Collection[str]
+    """Those that occur often with one before them, and never without: 'Arry."""
+    cut: Collection[str]
+    """Those that occur often with one after them, and seldom without: un'."""
 
 
 class _Mark(NamedTuple):
@@ -90,24 +108,40 @@ def double_quotes(paragraphs: Sequence[str]) -> list[str]:
     paragraphs that begin with a quote begin with a double one, so is what stands in single quotes
     after double ones in the same paragraph: it is no speech.
     """
-    known = {word.lower() for text in paragraphs for word in _UNQUOTED_WORD.findall(text)}
-    first = [text[0] for text in paragraphs if text.startswith('"') or _opens_single(text, known)]
+    words = _words_of(paragraphs)
+    first = [text[0] for text in paragraphs if text.startswith('"') or _opens_single(text, words)]
     british = 2 * first.count("'") > len(first)
     changes: list[dict[int, str]] = [{} for _ in paragraphs]
     left = False
-    for n, marks in enumerate(_read(paragraphs, known, british)):
+    for n, marks in enumerate(_read(paragraphs, words, british)):
         after_double = False
         for span in _spans(marks):
             changed = {mark.place: _changed(paragraphs[n], mark) for mark in span}
             # One that goes on from the paragraph before shares its fate.
             left = (left and not span[0].opens) or (after_double and span[0].single)
-            if not (left or (span[0].single and _meet(paragraphs[n], changed))):
+            unsound = span[0].single and (
+                _meet(paragraphs[n], changed) or _has_misprint(paragraphs[n], changed, words)
+            )
+            if not (left or unsound):
                 changes[n].update(changed)
             after_double |= not british and not span[0].single
     return [
         "".join(changed.get(i, c) for i, c in enumerate(text)) if changed else text
         for text, changed in zip(paragraphs, changes, strict=True)
     ]
+
+
+def _words_of(paragraphs: Sequence[str]) -> _Words:
+    text = "\n".join(paragraphs).lower()
+    plain = Counter(_UNQUOTED_WORD.findall(text))
+    elided = Counter(_ELIDED_WORD.findall(text))
+    cut = Counter(_CUT_WORD.findall(text))
+    return _Words(
+        known=plain.keys(),
+        elided={word for word, n in elided.items() if n >= _OFTEN and word not in plain},
+        # The plain ones are among them.
+        cut={word for word, n in cut.items() if n >= _OFTEN and 3 * n >= plain[word]},
+    )
 
 
 def _spans(marks: Sequence[_Mark]) -> list[list[_Mark]]:
@@ -130,10 +164,18 @@ def _meet(text: str, changed: Mapping[int, str]) -> bool:
     )
 
 
-def _opens_single(text: str, known: Collection[str]) -> bool:
+def _has_misprint(text: str, read: Collection[int], words: _Words) -> bool:
+    """Whether a quote without a partner stands among those that are read."""
+    return any(
+        mark.start() not in read and _prices(text, mark.start(), words).none >= _MISPRINT
+        for mark in _QUOTES.finditer(text, min(read), max(read))
+    )
+
+
+def _opens_single(text: str, words: _Words) -> bool:
     if not text.startswith("'"):
         return False
-    prices = _prices_of_single(text, 0, known)
+    prices = _prices_of_single(text, 0, words)
     return prices.opens < prices.none
 
 
@@ -151,7 +193,7 @@ def _elided(text: str, i: int) -> bool:
     return bool(word and _ELISION.fullmatch(word[0]) and text[i] == "'")
 
 
-def _read(paragraphs: Sequence[str], known: Collection[str], british: bool) -> list[list[_Mark]]:
+def _read(paragraphs: Sequence[str], words: _Words, british: bool) -> list[list[_Mark]]:
     """The marks of each paragraph that are quotes, in the cheapest reading of the work."""
     paths = [_Path(0.0 if not stack else _NEVER, None) for stack in _STACKS]
     offsets = []
@@ -162,7 +204,7 @@ def _read(paragraphs: Sequence[str], known: Collection[str], british: bool) -> l
             for stack, path in zip(_STACKS, paths, strict=True)
         ]
         for mark in _QUOTES.finditer(text):
-            paths = _after(paths, text, mark.start(), offset, known, british)
+            paths = _after(paths, text, mark.start(), offset, words, british)
         offsets.append(offset)
         offset += len(text)
     ends = [
@@ -180,15 +222,16 @@ def _read(paragraphs: Sequence[str], known: Collection[str], british: bool) -> l
 def _price_of_going_on(stack: str, before: str, text: str) -> float:
     if not stack or text.startswith((stack[0], stack[-1])):
         return 0.0
-    return _ON_IN_VERSE if "\n" in before or "\n" in text else _ON_IN_PROSE
+    verse = ("\n" in before) + ("\n" in text)
+    return (_ON_IN_PROSE, _ON_TO_VERSE, _ON_IN_VERSE)[verse]
 
 
 def _after(
-    paths: Sequence[_Path], text: str, i: int, offset: int, known: Collection[str], british: bool
+    paths: Sequence[_Path], text: str, i: int, offset: int, words: _Words, british: bool
 ) -> list[_Path]:
     """The cheapest reading up to the mark at `i` for each stack."""
     char = text[i]
-    price = _prices_of_single(text, i, known) if char == "'" else _prices_of_double(text, i)
+    price = _prices(text, i, words)
     best = [_Path(path.cost + price.none, path.last) for path in paths]
 
     def offer(cost: float, to: str, mark: _Mark) -> None:
@@ -207,8 +250,9 @@ def _after(
             return _Mark(path.last, offset + i, depth, opens, single)  # noqa: B023 - used at once
 
         if stack + char in _STACKS:
-            unusual = not stack and (char == "'") != british
-            offer(path.cost + price.opens + unusual, stack + char, mark(depth + 1, opens=True))
+            cost = path.cost + price.opens + _DEEP * (depth == 2)
+            cost += _UNUSUAL * (not stack and (char == "'") != british)
+            offer(cost, stack + char, mark(depth + 1, opens=True))
         if stack.endswith(char):
             offer(path.cost + price.closes, stack[:-1], mark(depth))
         elif depth == 1:
@@ -235,6 +279,10 @@ def _around(text: str, i: int) -> tuple[str, str]:
     return text[start - 1 : start] or " ", text[stop : stop + 1] or " "
 
 
+def _prices(text: str, i: int, words: _Words) -> _Prices:
+    return _prices_of_single(text, i, words) if text[i] == "'" else _prices_of_double(text, i)
+
+
 def _prices_of_double(text: str, i: int) -> _Prices:
     before, after = _around(text, i)
     if before.isdigit() and after.isspace():
@@ -247,7 +295,7 @@ def _opening(before: str, after: str) -> float:
         return 2.0 if before.isspace() else _NEVER
     if before.isspace() or before in "([{—-":
         return 0.0
-    if not (after.isalnum() or after == "—"):
+    if not after.isalnum():
         return _NEVER
     return 1.5 if before.isalnum() else 1.0  # a blank is missing
 
@@ -260,10 +308,10 @@ def _closing(before: str, after: str) -> float:
     return 0.0 if before not in "([{" else _NEVER
 
 
-def _prices_of_single(text: str, i: int, known: Collection[str]) -> _Prices:
+def _prices_of_single(text: str, i: int, words: _Words) -> _Prices:
     before, after = _around(text, i)
     word = _WORD.match(text, i + 1)
-    if before.isalnum() and word:
+    if word and (before.isalnum() or (before == "." and word[0] == "s")):  # "Co.'s"
         return _Prices(0.0, _NEVER, _NEVER)
     opening, closing = _opening(before, after), _closing(before, after)
     if opening < _NEVER and word:
@@ -271,12 +319,16 @@ def _prices_of_single(text: str, i: int, known: Collection[str]) -> _Prices:
             return _Prices(0.0, opening + 3.0, closing + 1.0)
         if _WEAK_ELISION.fullmatch(word[0]):
             return _Prices(0.5, opening + 1.0, closing + 1.0)
-        if word[0][0] in _VOWELS and word[0].lower() not in known:  # 'Arry is never without it
+        if word[0].lower() in words.elided:
+            return _Prices(0.5, opening, closing)
+        if word[0][0] in _VOWELS and word[0].lower() not in words.known:
             return _Prices(1.5, opening, closing)
         return _Prices(_MISPRINT if word[0][0].isupper() else 3.0, opening, closing)
     cut = _WORD_BEFORE.search(text, 0, i)
-    if cut and text[i - 1].isalnum():
-        if _CUT.fullmatch(cut[0]):
+    if cut:
+        if cut[0].isdigit():
+            return _Prices(0.5, opening, closing + 0.5)  # feet, or minutes of arc
+        if cut[0].lower() in words.cut or _CUT.fullmatch(cut[0]):
             return _Prices(0.2, opening, closing + 0.8)
         # More words follow "labourers' boots" than the end of a quotation.
         ends = 0.5 if after.isspace() else 0.0

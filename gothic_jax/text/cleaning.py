@@ -39,8 +39,9 @@ EVEN_LINES = 5
 # Few lines of verse are so long and end in a word that belongs to the next one.
 LONG_FOR_VERSE = 50
 _LEADS_ON = re.compile(
-    r"\b(?:an?|the|of|to|in|by|for|with|from|at|on|which|his|her|its|my|your|our|their|de|du|di|e|à)$"
+    r"\b(?:an?|the|of|to|in|by|for|with|from|at|on|which|its|my|your|our|their|de|du|di|e|à)$"
 )
+_SMALL_ENGLISH = re.compile(r"\b(?:the|and|of|to|in|is)\b")
 _SENTENCE_ENDS = re.compile(r"[.!?][\"'”’)\]]*(?:\[\d+\])?$|,$")  # noqa: RUF001
 
 MARKER_SEPARATOR = "|"
@@ -439,16 +440,22 @@ def _is_verse(forced: Sequence[bool], broken_sentence: Sequence[bool], indent: i
 def _turned_over(block: Sequence[str], broken_sentence: Sequence[bool]) -> list[bool]:
     """Which line ends of a stanza its column forced: a few small words follow that did not fit.
 
-    The other lines begin with capitals.
+    The other lines begin with capitals, and where lines are indented, not as they are.
     """
-    lengths = [len(line.strip()) for line in block]
-    width = max(lengths)
-    few = 2 * sum(broken_sentence) <= len(broken_sentence) + 1 and len(block) > 2
+    lines = [line.strip() for line in block]
+    indents = [len(line) - len(line.lstrip()) for line in block]
+    begin = [True, *(not broken for broken in broken_sentence)]
+    own = {indent for indent, begins in zip(indents, begin, strict=True) if begins}
+    width = max(map(len, lines))
+    few = len(block) > 2 and 2 * sum(broken_sentence) <= len(block)
     return [
-        few and broken and 2 * length <= width and before + 1 + len(after.split()[0]) > width - 1
-        for before, length, after, broken in zip(
-            lengths, lengths[1:], block[1:], broken_sentence, strict=False
-        )
+        few
+        and not begin[i + 1]
+        and (indents[i + 1] <= indents[i] or indents[i + 1] not in own)
+        and lines[i][-1].isalnum()
+        and 2 * len(lines[i + 1]) <= width
+        and _is_filled(lines[i : i + 2], width - 1)
+        for i in range(len(broken_sentence))
     ]
 
 
@@ -469,7 +476,8 @@ def _is_narrow_prose(block: Sequence[str], broken_sentence: Sequence[bool]) -> b
     if _is_cut_sentence(block, broken_sentence):
         return True
     # No verse is so even; by hand, prose is not set more evenly.
-    width = max(map(len, lines)) - (2 if len(lines) >= EVEN_LINES else 0)
+    even = len(lines) >= EVEN_LINES and 10 * sum(broken_sentence) >= 3 * len(broken_sentence)
+    width = max(map(len, lines)) - 2 * even
     filled = width >= LEAST_PROSE_WIDTH and _is_filled(lines, width)
     return filled and any(broken_sentence)
 
@@ -490,6 +498,9 @@ def _is_cut_sentence(block: Sequence[str], broken_sentence: Sequence[bool]) -> b
     if not within or not _SENTENCE_ENDS.search(lines[-1]):
         return False
     if all(broken_sentence):
+        # Greek verse, too, begins with small letters.
+        if not _SMALL_ENGLISH.search(" ".join(lines)):
+            return False
         width = max(map(len, lines))
         narrow = width >= NARROWEST and _is_filled(lines, width)
         return narrow or not any(line[0].isspace() for line in block)

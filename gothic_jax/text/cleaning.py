@@ -84,11 +84,11 @@ _SMALL_WORD = (
 )
 # The capitals after a large initial: "IT was the night", "A YEAR ago", "WITH Syrian oils",
 # `"CONSECUTIVE upon`. Where the first word cannot be a speaker's name in a play, also "IT WAS
-# expected" and "AND Marius, for".
+# expected" and "AND Marius, for". In speech, "I MUST have" is an emphasis.
 _DROP_CAP = re.compile(
     r"(?P<quote>[\"']?)(?P<capitals>"
     rf"{_SMALL_WORD}(?: {_SMALL_WORD})?(?= (?:[A-Z][a-z]+,? )?[a-z])"
-    r"|(?:(?:A|I) )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z]))"
+    r"|(?:A |(?<![\"'])I )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z]))"
 )
 
 _DOUBLE_QUOTES = "“”„‟«»″"  # fmt: skip

@@ -24,14 +24,24 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-# The quotes that may be open, from the outermost.
-_STACKS = ("", "'", "'\"", "'\"'", '"', "\"'", '"\'"')
+# The quotes that may be open, from the outermost. A word that is only set off, the 'bearings' of a
+# door, is no speech: it has none within it and ends in its paragraph.
+_SET_OFF = "s"
+_STACKS = ("", "'", "'\"", "'\"'", '"', "\"'", '"\'"', _SET_OFF)
 
 # Prices. A misprint, such as a quote without a partner, is what the others compare with.
 _MISPRINT = 4.0
 _NEVER = 1000.0
 _UNUSUAL = 0.5  # not of the work's use
-_DEEP = 3.5  # a quotation within one within another
+_DEEP = 5.0  # a quotation within one within another
+# A quotation without an end, at the end of its paragraph: a little less than a misprint, since
+# some printers do not open again what goes on.
+_NO_END = 3.75
+# Words that are set off end soon, though it may be in an s.
+_NEAR_END = 0.75
+_PASSED = 1.0  # a mark that may be their end, and is not taken for it
+# A quote with its blank on the wrong side: 'Will you? 'he said.
+_WRONG_SIDE = 3.25
 _ON_TO_VERSE = 2.75
 _ON_IN_VERSE = 1.0
 # More than a misprint: prose goes on in quotes without opening them again only where two misprints
@@ -40,12 +50,12 @@ _ON_IN_PROSE = 4.5
 
 # Words that an apostrophe opens: 'tis, 'em, the '80s; and those that may as well begin a speech.
 _ELISION = re.compile(
-    r"t(?:is|isn|was|wasn|were|will|would|wixt|ween)|mid(?:st)?|mongst|gainst|neath|gan|gins|em"
+    r"t(?:is|isn|ain|was|wasn|were|wil|will|won|would|wouldn|wixt|ween)|mid(?:st)?|mongst|gainst|neath|gan|gins|em"
     r"|(?:eigh|nine|six|seven)ties",
     re.IGNORECASE,
 )
 _WEAK_ELISION = re.compile(
-    r"\d\ds?|t|til|till|tother|other|phone|ere|er|im|un|u?[dl]l?|s|r|e|ave|arf|ome|ope|round|bout|cause"
+    r"\d\ds?|m|cos|at|ill|av|t|til|till|tother|other|phone|ere|er|im|un|u?[dl]l?|s|r|e|ave|arf|ome|ope|round|bout|cause"
     r"|cept|way|nuff|nough|most|es|n|is|as|ad|ow|ud|oo|specially|ullo|prentices?|scape",
     re.IGNORECASE,
 )
@@ -54,11 +64,12 @@ _CUT = re.compile(
     r".*in|an|th|o|wi|t|d|ha|gi|fro|a|i|mo|lor|po|ol|tha|thro|tho|altho|sha|wa|ca|m|ma|de|to|l|qu",
     re.IGNORECASE,
 )
+_SET_OFF_LETTER = re.compile(r"(?<!\w)'(?![ntNT])\w'(?!\w)")
 _VOWELS = "aeiouAEIOU"
 _WORD = re.compile(r"[^\W_]+")
 _WORD_BEFORE = re.compile(r"[^\W_]+\Z")
 _UNQUOTED_WORD = re.compile(r"(?<![\w'\"])[^\W_]+")
-_ELIDED_WORD = re.compile(r"(?<![\w'])'([^\W_]+)")
+_ELIDED_WORD = re.compile(r"(?<![\w'])'([^\W_]+)(?!['\w])")
 _CUT_WORD = re.compile(r"(?<![\w'\"])([^\W_]+)'(?!\w)")
 _OFTEN = 3
 _QUOTES = re.compile("[\"']")
@@ -199,10 +210,13 @@ def _read(paragraphs: Sequence[str], words: _Words, british: bool) -> list[list[
     offsets = []
     offset = 0
     for before, text in pairwise(["", *paragraphs]):
+        ended = min(paths, key=lambda path: path.cost)
         paths = [
             _Path(path.cost + _price_of_going_on(stack, before, text), path.last)
             for stack, path in zip(_STACKS, paths, strict=True)
         ]
+        if ended.cost + _NO_END < paths[0].cost:
+            paths[0] = _Path(ended.cost + _NO_END, ended.last)
         for mark in _QUOTES.finditer(text):
             paths = _after(paths, text, mark.start(), offset, words, british)
         offsets.append(offset)
@@ -220,6 +234,8 @@ def _read(paragraphs: Sequence[str], words: _Words, british: bool) -> list[list[
 
 
 def _price_of_going_on(stack: str, before: str, text: str) -> float:
+    if stack == _SET_OFF:
+        return _NEVER
     if not stack or text.startswith((stack[0], stack[-1])):
         return 0.0
     verse = ("\n" in before) + ("\n" in text)
@@ -233,6 +249,8 @@ def _after(
     char = text[i]
     price = _prices(text, i, words)
     best = [_Path(path.cost + price.none, path.last) for path in paths]
+    if char == "'" and price.closes < _NEVER and price.none >= _PASSED:
+        best[-1] = _Path(best[-1].cost + _PASSED, best[-1].last)
 
     def offer(cost: float, to: str, mark: _Mark) -> None:
         n = _STACKS.index(to)
@@ -243,7 +261,7 @@ def _after(
     for stack, path in zip(_STACKS, paths, strict=True):
         if path.cost >= _NEVER:
             continue
-        single = (stack or char)[0] == "'"
+        single = (stack or char)[0] != '"'
         depth = len(stack)
 
         def mark(depth: int, opens: bool = False) -> _Mark:
@@ -252,14 +270,25 @@ def _after(
         if stack + char in _STACKS:
             cost = path.cost + price.opens + _DEEP * (depth == 2)
             cost += _UNUSUAL * (not stack and (char == "'") != british)
-            offer(cost, stack + char, mark(depth + 1, opens=True))
-        if stack.endswith(char):
+            within = _is_within_clause(text, i)
+            offer(cost + 1.5 * within, stack + char, mark(depth + 1, opens=True))
+            if within and not stack and char == "'":
+                offer(cost, _SET_OFF, mark(1, opens=True))
+        if stack == _SET_OFF and char == "'":
+            in_s = text[i - 1] in "sxz" and price.closes < _NEVER
+            closes = min(price.closes, _NEAR_END) if in_s else price.closes
+            offer(path.cost + closes, "", mark(depth))
+        elif stack.endswith(char):
             offer(path.cost + price.closes, stack[:-1], mark(depth))
-        elif depth == 1:
+        elif depth == 1 and stack != _SET_OFF:
             offer(path.cost + price.closes + _MISPRINT, "", mark(depth))
         if stack and (again := _opened_again(text, i, stack)):
             offer(path.cost, stack, mark(again))
     return best
+
+
+def _is_within_clause(text: str, i: int) -> bool:
+    return i > 1 and text[i - 1].isspace() and text[i - 2].isalnum()
 
 
 def _opened_again(text: str, i: int, stack: str) -> int:
@@ -314,15 +343,23 @@ def _prices_of_single(text: str, i: int, words: _Words) -> _Prices:
     if word and (before.isalnum() or (before == "." and word[0] == "s")):  # "Co.'s"
         return _Prices(0.0, _NEVER, _NEVER)
     opening, closing = _opening(before, after), _closing(before, after)
+    if _SET_OFF_LETTER.match(text, i) or _SET_OFF_LETTER.match(text, max(0, i - 2)):
+        return _Prices(_MISPRINT, opening, closing)
     if opening < _NEVER and word:
+        if text[i - 1 : i] == "'":  # an elision within quotes: ''Arry
+            return _Prices(0.0, opening + 3.5, closing)
         if _ELISION.fullmatch(word[0]):
-            return _Prices(0.0, opening + 3.0, closing + 1.0)
+            opening = _NEVER if _is_within_clause(text, i) else opening + 3.5
+            return _Prices(0.0, opening, closing + 1.0)
         if _WEAK_ELISION.fullmatch(word[0]):
-            return _Prices(0.5, opening + 1.0, closing + 1.0)
+            # At the start of a paragraph, most begin a speech.
+            return _Prices(0.5, opening + 1.5, closing + 1.0) if i else _Prices(3.0, 0.0, _NEVER)
         if word[0].lower() in words.elided:
-            return _Prices(0.5, opening, closing)
+            return _Prices(0.5, opening + 1.0, closing)
         if word[0][0] in _VOWELS and word[0].lower() not in words.known:
-            return _Prices(1.5, opening, closing)
+            return _Prices(1.5, opening + 1.0, closing)
+        if before.isspace() and text[max(0, i - 2) : i - 1] in tuple(",.?!"):
+            closing = _WRONG_SIDE
         return _Prices(_MISPRINT if word[0][0].isupper() else 3.0, opening, closing)
     cut = _WORD_BEFORE.search(text, 0, i)
     if cut:
@@ -333,6 +370,8 @@ def _prices_of_single(text: str, i: int, words: _Words) -> _Prices:
         # More words follow "labourers' boots" than the end of a quotation.
         ends = 0.5 if after.isspace() else 0.0
         if cut[0][-1] in "sxz":
-            return _Prices(1.5 - ends, opening, closing + ends)
+            return _Prices(1.5 - ends, opening, closing + 3 * ends)
+        if cut[0].lower() not in words.known:  # graoun' is never without it
+            return _Prices(1.0, opening, closing + ends)
         return _Prices(3.0, opening, closing + ends)
     return _Prices(_MISPRINT, opening, closing)

@@ -19,6 +19,9 @@ from gothic_jax.text.quotes import double_quotes
         ("a 'square meal' of the town", 'a "square meal" of the town'),
         ("'I came--' he began.", '"I came--" he began.'),
         ("'You and I—'and he wept.", '"You and I—"and he wept.'),
+        ("the 'bearings' of the 'a' and 'b'", 'the "bearings" of the "a" and "b"'),
+        ("in the 'land o' cakes' again", 'in the "land o\' cakes" again'),
+        ("He cried ''Arry!' twice.", 'He cried "\'Arry!" twice.'),
     ],
 )
 def test_british_quotes_become_double(before: str, after: str) -> None:
@@ -32,6 +35,7 @@ def test_british_quotes_become_double(before: str, after: str) -> None:
         "the boys' hats",
         "'Arry and 'Arriet eat oranges.",
         "It's five o'clock, an' th' moon's nigh; the '80s, ma'am.",
+        "The Morrison Co.'s ship in S. Latitude 34°21', W. Longitude 152°17'.",
     ],
 )
 def test_apostrophes_stay(text: str) -> None:
@@ -68,6 +72,15 @@ def test_apostrophes_within_quotes_stay(before: str, after: str | None) -> None:
         assert got == after
 
 
+def test_the_words_of_a_dialect_are_known_by_their_work() -> None:
+    speech = "'I wer un' this; 'appen un' that, 'appen un' more.'"
+    later = "'Git thy dog un' goa, 'appen he'll come.'"
+    assert double_quotes([speech, later]) == [
+        "\"I wer un' this; 'appen un' that, 'appen un' more.\"",
+        "\"Git thy dog un' goa, 'appen he'll come.\"",
+    ]
+
+
 def test_a_speech_of_two_paragraphs_opens_both() -> None:
     assert double_quotes(["He: 'One.", "'Two.'"]) == ['He: "One.', '"Two."']
 
@@ -92,6 +105,12 @@ def test_verse_within_speech_belongs_to_it() -> None:
     [
         # A shape that does not fit its partner.
         ("'Yes,\" he said. 'No.'", '"Yes," he said. "No."'),
+        # A blank on the wrong side.
+        ("'Will you, Tom? 'he said.", '"Will you, Tom? "he said.'),
+        # No end.
+        ("'Sit here. It is late.", '"Sit here. It is late.'),
+        # A misprint within.
+        ("'Yes, \"he said. No.'", "'Yes, \"he said. No.'"),
         # No partner: only it stays.
         ("'Yes, he said. 'No.' 'So.'", '\'Yes, he said. "No." "So."'),
         ("Yes,' he said. 'No.' 'So.'", 'Yes,\' he said. "No." "So."'),

@@ -1,20 +1,20 @@
 """Speech in double quotes, whichever use its printer follows.
 
-British printers set speech in single quotes and what is quoted within it in double ones, with the
-character for closing quotes that is the apostrophe, too. So the quotes of a work are read as a
-whole: each mark opens, closes, opens again what goes on from the paragraph before, or is none
-(an apostrophe, a misprint), and of all such readings in which quotes nest, the cheapest is taken.
-The prices below say how unlikely each of these is between the characters that surround the mark.
+British printers set speech in single quotes and what is quoted within it in double ones, and
+their closing quote is the apostrophe, too. So the quotes of a work are read as a whole: each mark
+opens, closes, opens again what goes on from the paragraph before, or is none (an apostrophe, a
+misprint). Of all readings in which quotes nest, the cheapest is taken. The prices say how unlikely
+a reading of a mark is between the characters beside it; a quote without a partner is the dearest:
 
-* Marks between two letters, and before elided words as in 'tis, are apostrophes and free.
-* A mark after a letter ("labourers' boots", "goin'") is an apostrophe where the quotes around it
-  close without it.
+* A mark between letters is an apostrophe. So are those of 'tis and 'em, and of words that the work
+  writes often with an apostrophe and seldom without ('appen, un'); a mark after a letter is one
+  where the quotes around it close without it (labourers' boots, goin').
 * What is open at the end of a paragraph goes on in one that opens it again, and in verse.
-* A misprint, a quote that has no partner, costs more than any doubtful sound pair. It stays as it
-  is, and the pairs around it are read as if it were not there. Where only its shape is wrong,
-  `'Yes," he said`, the pair is sound.
+* Where only the shape of a quote is wrong ('Yes," he said), or its blank ('Yes? 'he said), it has
+  its partner. A quote without one stays, and so does a quotation with such a one in it; what has no
+  end opens all the same. Two double quotes never meet.
 
-Only whole pairs change.
+So nothing is changed at one end only.
 """
 
 import re
@@ -72,7 +72,8 @@ _UNQUOTED_WORD = re.compile(r"(?<![\w'\"])[^\W_]+")
 _ELIDED_WORD = re.compile(r"(?<![\w'])'([^\W_]+)(?!['\w])")
 _CUT_WORD = re.compile(r"(?<![\w'\"])([^\W_]+)'(?!\w)")
 _OFTEN = 3
-_QUOTES = re.compile("[\"']")
+# Not the apostrophes between letters, which are most of the marks.
+_QUOTES = re.compile(r"\"|(?<![^\W_])'|'(?![^\W_])")
 
 
 class _Prices(NamedTuple):
@@ -136,10 +137,14 @@ def double_quotes(paragraphs: Sequence[str]) -> list[str]:
             if not (left or unsound):
                 changes[n].update(changed)
             after_double |= not british and not span[0].single
-    return [
-        "".join(changed.get(i, c) for i, c in enumerate(text)) if changed else text
-        for text, changed in zip(paragraphs, changes, strict=True)
-    ]
+    return [_replaced(text, changed) for text, changed in zip(paragraphs, changes, strict=True)]
+
+
+def _replaced(text: str, changes: Mapping[int, str]) -> str:
+    chars = list(text)
+    for place, quote in changes.items():
+        chars[place] = quote
+    return "".join(chars)
 
 
 def _words_of(paragraphs: Sequence[str]) -> _Words:
@@ -340,7 +345,7 @@ def _closing(before: str, after: str) -> float:
 def _prices_of_single(text: str, i: int, words: _Words) -> _Prices:
     before, after = _around(text, i)
     word = _WORD.match(text, i + 1)
-    if word and (before.isalnum() or (before == "." and word[0] == "s")):  # "Co.'s"
+    if word and before == "." and word[0] == "s":  # "Co.'s"
         return _Prices(0.0, _NEVER, _NEVER)
     opening, closing = _opening(before, after), _closing(before, after)
     if _SET_OFF_LETTER.match(text, i) or _SET_OFF_LETTER.match(text, max(0, i - 2)):

@@ -127,19 +127,18 @@ _KEPT_BLANK = "\0"
 # A dash in place of a name, or of the end or the beginning of one: "the Dean of ---, Mr. ---",
 # "Lord L---- was", "the D-- Hotel", "in ----shire". The blanks around it stay as they are.
 _NAME_LEFT_OUT = re.compile(
-    r"(?<=\S) (?:-{3,}|—{2,})(?: |(?![A-ZÀ-Þ—-]))"
-    r"|(?:(?<=\bMr\.)|(?<=\bDr\.)|(?<=\bMrs\.)) (?:--|—) ?"
-    r"|(?<=\bof) (?:--|—)(?=[,;.])"
-    r"|(?<=\w)(?:-{3,}|—{2,}) (?=\w)"
-    r"|(?<=\b[B-HJ-NP-Z])-- (?=\w)"  # not "I -- I", "A--", "O--"
+    r" (?<=\S )(?:-{3,}|—{2,})(?: |(?![A-ZÀ-Þ—-]))"
+    r"| (?:(?<=\bMr\. )|(?<=\bDr\. )|(?<=\bMrs\. ))(?:--|—) ?"
+    r"| (?<=\bof )(?:--|—)(?=[,;.])"
+    r"|-(?<=\w-)-{2,} (?=\w)|—(?<=\w—)—+ (?=\w)"
+    r"|-(?<=\b[B-HJ-NP-Z]-)- (?=\w)"  # not "I -- I", "A--", "O--"
 )
 _DASH = re.compile("[-—]+")
 
 # "well- marked", not "half- and quarter-tones".
 _PARTED_COMPOUND = re.compile(
-    r"(?<=\bhalf-) (?!and\b|or\b)(?=[a-z])|(?<=\bwell-) (?!and\b|or\b)(?=[a-z])"
-    r"|(?<=\bcross-) (?!and\b|or\b)(?=[a-z])"
-    r"|(?<=ty-) (?=(?:one|two|three|four|five|six|seven|eight|nine)\b)"
+    r" (?:(?<=\bhalf- )|(?<=\bwell- )|(?<=\bcross- ))(?!and\b|or\b)(?=[a-z])"
+    r"| (?<=ty- )(?=(?:one|two|three|four|five|six|seven|eight|nine)\b)"
 )
 _FORMULA = re.compile(r"(?<![a-z_])(?:[A-Z][a-z]?(?:_\{\d+\})?){2,}")
 
@@ -528,11 +527,14 @@ def _tidy(text: str) -> str:
         for pattern, replacement in _TRANSCRIBED:
             text = pattern.sub(replacement, text)
     text = re.sub(r"<\|(\S*?)\|>", r"<\1>", text)  # such a line would end a work in our files
-    text = _NAME_LEFT_OUT.sub(lambda m: _DASH.sub("—", m[0]).replace(" ", _KEPT_BLANK), text)
-    text = re.sub(r"-{2,}|—{2,}", "—", text)
-    text = re.sub(r"(:)-(?=\s|$)|(\d(?:st|nd|rd|th|d)\.)-(?=[A-Z])", r"\1\2—", text)
-    text = _PARTED_COMPOUND.sub("", text)
-    text = re.sub(r"(?<=[^\s—]) *— *(?=[^\s—])", "—", text)
+    if "--" in text or "—" in text:
+        text = _NAME_LEFT_OUT.sub(lambda m: _DASH.sub("—", m[0]).replace(" ", _KEPT_BLANK), text)
+        text = re.sub(r"-{2,}|—{2,}", "—", text)
+    if "-" in text:
+        text = re.sub(r"(:)-(?=\s|$)|(\d(?:st|nd|rd|th|d)\.)-(?=[A-Z])", r"\1\2—", text)
+        text = _PARTED_COMPOUND.sub("", text)
+    if "—" in text:
+        text = re.sub(r"(?<=[^\s—]) *— *(?=[^\s—])", "—", text)
     text = re.sub(r" ?\.(?: \.){2,}", lambda dots: "." * dots[0].count("."), text)
     text = re.sub(r"(\.{3,})(?=\w)", r"\1 ", text)
     text = re.sub(r" +", " ", text.replace(_KEPT_BLANK, " "))

@@ -27,7 +27,8 @@ from typing import NamedTuple
 # The quotes that may be open, from the outermost. A word that is only set off, the 'bearings' of a
 # door, is no speech: it has none within it and ends in its paragraph.
 _SET_OFF = "s"
-_STACKS = ("", "'", "'\"", "'\"'", '"', "\"'", '"\'"', _SET_OFF)
+_SETTING_OFF = {stack: stack + _SET_OFF for stack in ("", '"')}
+_STACKS = ("", "'", "'\"", "'\"'", '"', "\"'", '"\'"', *_SETTING_OFF.values())
 
 # Prices. A misprint, such as a quote without a partner, is what the others compare with.
 _MISPRINT = 4.0
@@ -42,6 +43,8 @@ _NEAR_END = 0.75
 _PASSED = 1.0  # a mark that may be their end, and is not taken for it
 # A quote with its blank on the wrong side: 'Will you? 'he said.
 _WRONG_SIDE = 3.25
+# What is not of the work's use seldom goes on over paragraphs.
+_ON_UNUSUALLY = 2.0
 _ON_TO_VERSE = 2.75
 _ON_IN_VERSE = 1.0
 # More than a misprint: prose goes on in quotes without opening them again only where two misprints
@@ -50,7 +53,7 @@ _ON_IN_PROSE = 4.5
 
 # Words that an apostrophe opens: 'tis, 'em, the '80s; and those that may as well begin a speech.
 _ELISION = re.compile(
-    r"t(?:is|isn|ain|was|wasn|were|wil|will|won|would|wouldn|wixt|ween)|mid(?:st)?|mongst|gainst|neath|gan|gins|em"
+    r"ng\w*|t(?:is|isn|ain|was|wasn|were|wil|will|won|would|wouldn|wixt|ween)|mid(?:st)?|mongst|gainst|neath|gan|gins|em"
     r"|(?:eigh|nine|six|seven)ties",
     re.IGNORECASE,
 )
@@ -217,7 +220,7 @@ def _read(paragraphs: Sequence[str], words: _Words, british: bool) -> list[list[
     for before, text in pairwise(["", *paragraphs]):
         ended = min(paths, key=lambda path: path.cost)
         paths = [
-            _Path(path.cost + _price_of_going_on(stack, before, text), path.last)
+            _Path(path.cost + _price_of_going_on(stack, before, text, british), path.last)
             for stack, path in zip(_STACKS, paths, strict=True)
         ]
         if ended.cost + _NO_END < paths[0].cost:
@@ -238,11 +241,13 @@ def _read(paragraphs: Sequence[str], words: _Words, british: bool) -> list[list[
     return [marks[::-1] for marks in found]
 
 
-def _price_of_going_on(stack: str, before: str, text: str) -> float:
-    if stack == _SET_OFF:
+def _price_of_going_on(stack: str, before: str, text: str, british: bool) -> float:
+    if stack.endswith(_SET_OFF):
         return _NEVER
-    if not stack or text.startswith((stack[0], stack[-1])):
+    if not stack:
         return 0.0
+    if text.startswith((stack[0], stack[-1])):
+        return _ON_UNUSUALLY * ((stack[0] == "'") != british)
     verse = ("\n" in before) + ("\n" in text)
     return (_ON_IN_PROSE, _ON_TO_VERSE, _ON_IN_VERSE)[verse]
 
@@ -255,7 +260,8 @@ def _after(
     price = _prices(text, i, words)
     best = [_Path(path.cost + price.none, path.last) for path in paths]
     if char == "'" and price.closes < _NEVER and price.none >= _PASSED:
-        best[-1] = _Path(best[-1].cost + _PASSED, best[-1].last)
+        for n in map(_STACKS.index, _SETTING_OFF.values()):
+            best[n] = _Path(best[n].cost + _PASSED, best[n].last)
 
     def offer(cost: float, to: str, mark: _Mark) -> None:
         n = _STACKS.index(to)
@@ -277,12 +283,12 @@ def _after(
             cost += _UNUSUAL * (not stack and (char == "'") != british)
             within = _is_within_clause(text, i)
             offer(cost + 1.5 * within, stack + char, mark(depth + 1, opens=True))
-            if within and not stack and char == "'":
-                offer(cost, _SET_OFF, mark(1, opens=True))
-        if stack == _SET_OFF and char == "'":
+            if within and stack in _SETTING_OFF and char == "'":
+                offer(cost, _SETTING_OFF[stack], mark(depth + 1, opens=True))
+        if stack.endswith(_SET_OFF) and char == "'":
             in_s = text[i - 1] in "sxz" and price.closes < _NEVER
             closes = min(price.closes, _NEAR_END) if in_s else price.closes
-            offer(path.cost + closes, "", mark(depth))
+            offer(path.cost + closes, stack[:-1], mark(depth))
         elif stack.endswith(char):
             offer(path.cost + price.closes, stack[:-1], mark(depth))
         elif depth == 1 and stack != _SET_OFF:

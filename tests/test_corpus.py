@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from gothic_jax.commands.data import main
@@ -223,8 +227,7 @@ def test_the_real_library_keeps_the_rules_of_its_manifest(mirror: Path) -> None:
     if not (mirror / works[0].file).exists():
         pytest.skip("the mirror has no library")
     sizes: dict[str, int] = {}
-    for work in works:
-        text = corpus.read_work(work, mirror)
+    for work, text in zip(works, corpus.read_works(works, mirror), strict=True):
         body, words = text.body, len(text.body.split())
         # What rules drop, apart from Gutenberg's pages and what the manifest's markers cut off.
         by_rules = {k: n for k, n in text.dropped.items() if k not in ("gutenberg", "markers")}
@@ -238,6 +241,49 @@ def test_the_real_library_keeps_the_rules_of_its_manifest(mirror: Path) -> None:
         assert work.voice == (author if large else "library")
     held_out = [work for work in works if work.split == "val"]
     assert len({work.voice for work in held_out}) == len(held_out) == 10
+
+
+def test_many_works_are_read_as_one_by_one(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = [work for work in load_manifest() if work.split == "val"]
+    monkeypatch.setattr(corpus, "BYTES_A_PROCESS", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert corpus.read_works(works, mirror) == [corpus.read_work(w, mirror) for w in works]
+
+
+READ_ALL = """
+from pathlib import Path
+from gothic_jax.text import corpus
+import os, sys
+os.cpu_count = lambda: 2
+corpus.BYTES_A_PROCESS = 1
+works = [work for work in corpus.load_manifest() if work.split == "train"]
+if __name__ == "__main__":
+    corpus.read_works(works, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_the_processes_that_clean_end_with_their_command(
+    mirror: Path, tmp_path: Path, end: signal.Signals
+) -> None:
+    script = tmp_path / "read_all.py"
+    script.write_text(READ_ALL)
+    command = [sys.executable, str(script), str(mirror)]
+    options: Any = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **options) as run:
+        process = psutil.Process(run.pid)
+        workers: list[psutil.Process] = []
+        while len(workers) < 2 and run.poll() is None:
+            children = process.children(recursive=True)
+            workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+        # As Ctrl-C in a terminal, the signal reaches every process.
+        os.killpg(run.pid, end) if end == signal.SIGINT else run.kill()
+        _, ended_late = psutil.wait_procs(workers, timeout=60)
+        errors = run.stderr.read() if run.stderr else ""
+    assert len(workers) == 2
+    assert not ended_late
+    # Only the command itself tells of the interruption.
+    assert errors.count("KeyboardInterrupt") == (end == signal.SIGINT)
 
 
 # Repeats and leaks

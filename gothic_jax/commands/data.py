@@ -52,9 +52,7 @@ def main(argv: Sequence[str]) -> None:
         files += read
     raw = args.data_dir / "raw"
     fetch(corpus.items(works, args.mirror, raw), args.jobs)
-    texts = [corpus.read_work(work, raw) for work in works] + [
-        text for text in texts if text.split in splits
-    ]
+    texts = corpus.read_works(works, raw) + [text for text in texts if text.split in splits]
     if not texts:
         raise UserError(f"--splits {args.splits} leaves no texts; name more splits or voices")
 

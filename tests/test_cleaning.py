@@ -98,7 +98,11 @@ def test_ends_of_parts_and_printers_go(line: str) -> None:
     assert cleaned(f"It ended.\n\n{line}\n\nIt began.") == "It ended.\n\nIt began."
 
 
-@pytest.mark.parametrize("line", ["The end of the road.", "Notes were sung.", "Printed words"])
+@pytest.mark.parametrize(
+    "line",
+    ["The end of the road.", '"The end?"', "NOTE", "Notes were sung.", "Printed words",
+     "(1822. The original was of 1788.)"],
+)  # fmt: skip
 def test_prose_that_begins_like_them_stays(line: str) -> None:
     assert cleaned(f"It ended.\n\n{line}") == f"It ended.\n\n{line}"
 

@@ -64,17 +64,17 @@ LEAST_PAGES = 20
 # The end of a part, headings of notes that are gone, and printers' names.
 _PART = r"(?:VOLUME|VOL\.?|BOOK|PART|ACT|OPERA|MEMOIR)"
 _FURNITURE = re.compile(
-    rf"\W*(?:THE )?END(?: OF (?:THE )?(?:(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) )?{_PART}"
+    r"(?!.*[\"?])\W*(?:THE )?END"
+    rf"(?: OF (?:THE )?(?:(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) )?{_PART}"
     r"(?: (?:[IVX]+|\d+|FIRST|SECOND|THIRD|FOURTH))?| OF THE (?:FIRST|SECOND|THIRD|FOURTH))?\W*"
     r"|~+ ?END OF TEXT ?~+|FINIS\.?"
-    r"|(?:FOOT)?NOTES?(?: TO .{0,60}|(?:—|--).{1,40})?[.:]?"
+    r"|(?:FOOTNOTES?|NOTES)(?: TO .{0,60}|(?:—|--).{1,40})?[.:]?"
     r"|PRINTED (?:IN GREAT BRITAIN )?(?:BY|AT) .{3,120}",
     re.IGNORECASE,
 )
-_EDITORS_NOTE = re.compile(r"\[Note\.(?:--|—)")
 # Where and when a piece was first printed, as a block of its own: "(Punch, May 1, 1885.)".
 _PROVENANCE = re.compile(
-    r"\((?=[^()]*\b1[89]\d\d\b)[^()]{1,120}\)"
+    r"\([^()]{0,120}\b1[89]\d\d\.? ?\)"
     rf"|(?:Written on|(?:First p|P)ublished(?: in)?) (?:{_MONTH}\b)[^\n]{{1,100}}"
 )
 _PROVENANCE_IN_HEADING = re.compile(rf"\s*\((?=[^()]*\b{_MONTH}\b)[^()]{{1,80}}\b1[89]\d\d\.?\)$")
@@ -372,7 +372,6 @@ def _is_furniture(block: Sequence[str]) -> bool:
     return bool(
         not any(map(str.isalnum, text))
         or _FURNITURE.fullmatch(text)
-        or _EDITORS_NOTE.match(text)
         or _PROVENANCE.fullmatch(text)
         or (text.startswith("TO ") and block[0].strip("_ ") == "TO" and len(block) < 8)
     )

@@ -129,6 +129,27 @@ def test_single_quotes_of_american_use_stay() -> None:
     assert double_quotes(text) == text
 
 
+def test_words_set_off_within_speech_that_goes_on_stay() -> None:
+    text = [
+        "\"The 'Straw Platters' business was like the 'Searcher' case.",
+        "\"It was what I might term 'curious' then.",
+        '"That is all," he said.',
+    ]
+    assert double_quotes(text) == text
+
+
+def test_a_name_that_is_often_in_quotes_is_no_elision() -> None:
+    names = ["'Manchester Street'", "'Manchester Hall'", "'Manchester Road'", "'Manchester'"]
+    text = [f"It was {name} that he meant." for name in names]
+    assert double_quotes(text) == [line.replace("'", '"') for line in text]
+
+
+def test_sounds_that_no_word_begins_with_are_no_speech() -> None:
+    chant = "Y'AI 'NG'NGAH, YOG-SOTHOTH\nH'EE—L'GEB 'NGAH'NG AI'Y ZHRO!"
+    text = ["'Yes,' he said.", chant, "'No,' he said."]
+    assert double_quotes(text)[1] == chant
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(alphabet="aBs.,—'\" \n", min_size=1, max_size=30), max_size=6))
 def test_nothing_but_quotes_changes(paragraphs: list[str]) -> None:

@@ -12,6 +12,7 @@ the habits of their printers:
 """
 
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -86,7 +87,7 @@ _SMALL_WORD = (
 # `"CONSECUTIVE upon`. Where the first word cannot be a speaker's name in a play, also "IT WAS
 # expected" and "AND Marius, for". In speech, "I MUST have" is an emphasis.
 _DROP_CAP = re.compile(
-    r"(?P<quote>[\"']?)(?P<capitals>"
+    r"(?![A-Z]{2,} and [A-Z]{2})(?P<quote>[\"']?)(?P<capitals>"
     rf"{_SMALL_WORD}(?: {_SMALL_WORD})?(?= (?:[A-Z][a-z]+,? )?[a-z])"
     r"|(?:A |(?<![\"'])I )?[A-ZÀ-Þ]{2,}(?= (?:[A-Z][a-z]+ )?[a-z]))"
 )
@@ -120,6 +121,8 @@ _TRANSCRIBED: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], st
 
 # Letters raised or lowered: "y{s}", "C_{2}".
 _RAISED = re.compile(r"(?<=\w)(?:_\{(\w{1,4})\}|\{([a-z]{1,3})\})")
+# Letters with blanks between them, in place of italics: "I c a n n o t".
+_SPACED_OUT = re.compile(r"(?<![\w'])(?<![\s(][a-z] )[A-HJ-Za-z](?: [a-z]){2,9}(?!\w| \w\b)")
 # A brace of several lines of a page, such as those of a list of persons.
 _LONE_BRACE = re.compile(r"(?:(?<=\s)|^)[{}](?=\s|$)")
 
@@ -514,6 +517,12 @@ def _strip_notes(text: str) -> str:
     return re.sub(r"\s*\(\s*\)", "", text)
 
 
+def _without_blanks(spaced: re.Match[str]) -> str:
+    word = spaced[0].replace(" ", "")
+    # Not the letters of the alphabet themselves: "the line a b c".
+    return spaced[0] if word in string.ascii_lowercase else word
+
+
 def _tidy(text: str) -> str:
     """One typography, for one line or several: quotes, dashes, dots, spaces, no emphasis."""
     text = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
@@ -521,7 +530,7 @@ def _tidy(text: str) -> str:
     if "}" in text:
         text = _RAISED.sub(lambda m: m[1] or m[2], text)
         text = _LONE_BRACE.sub("", text)
-    text = text.replace("_", "")
+    text = _SPACED_OUT.sub(_without_blanks, text.replace("_", ""))
     if any(sign in text for sign in "[^=~#"):  # few paragraphs have one
         for pattern, replacement in _TRANSCRIBED:
             text = pattern.sub(replacement, text)

@@ -73,6 +73,7 @@ _WORD = re.compile(r"[^\W_]+")
 _WORD_BEFORE = re.compile(r"[^\W_]+\Z")
 _UNQUOTED_WORD = re.compile(r"(?<![\w'\"])[^\W_]+")
 _ELIDED_WORD = re.compile(r"(?<![\w'])'([^\W_]+)(?!['\w])")
+_QUOTED_WORD = re.compile(r"(?<![\w'])'([^\W_]+)[.,;:!?]?'(?!\w)")
 _CUT_WORD = re.compile(r"(?<![\w'\"])([^\W_]+)'(?!\w)")
 _OFTEN = 3
 # Not the apostrophes between letters, which are most of the marks.
@@ -155,9 +156,10 @@ def _words_of(paragraphs: Sequence[str]) -> _Words:
     plain = Counter(_UNQUOTED_WORD.findall(text))
     elided = Counter(_ELIDED_WORD.findall(text))
     cut = Counter(_CUT_WORD.findall(text))
+    other = {*plain, *_QUOTED_WORD.findall(text)}
     return _Words(
         known=plain.keys(),
-        elided={word for word, n in elided.items() if n >= _OFTEN and word not in plain},
+        elided={word for word, n in elided.items() if n >= _OFTEN and word not in other},
         # The plain ones are among them.
         cut={word for word, n in cut.items() if n >= _OFTEN and 3 * n >= plain[word]},
     )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -511,9 +512,10 @@ def test_it_ends_by_sigterm_in_mid_stream_and_keeps_receipts_if_asked(trained: W
 
 
 @pytest.mark.long
-def test_a_guarded_server_copies_no_span(trained: Workplace) -> None:
-    assert index.main(["--file", str(trained.root / "mixed_train.txt")]) == 0
-    train_file = str(trained.root / "mixed_train.txt")
+def test_a_guarded_server_copies_no_span(trained: Workplace, tmp_path: Path) -> None:
+    # Elsewhere, since other tests look for an index beside the text and must find none.
+    train_file = str(shutil.copy(trained.root / "mixed_train.txt", tmp_path))
+    assert index.main(["--file", train_file]) == 0
     with serving(trained, "--copy-guard", "3", "--train-file", train_file) as one:
         prompt = "There are doors beneath the harbour that no"
         for seed in range(10):

@@ -52,6 +52,21 @@ def test_the_weights_are_those_of_the_checkpoint_rounded_to_bfloat16(
         np.testing.assert_array_equal(before.astype(ml_dtypes.bfloat16), np.asarray(after))
 
 
+def test_a_mean_of_two_checkpoints_has_the_mean_of_their_weights(
+    trained: Workplace, tmp_path: Path
+) -> None:
+    assert trained.train("--resume", max_iters=8) == 0
+    later, earlier = locate(str(trained.out_dir / "8")), locate(str(trained.out_dir / "6"))
+    assert release.release(later, tmp_path / "mean", earlier) == tmp_path / "mean" / "8"
+    mean = locate(str(tmp_path / "mean"))
+    both = later.named_params(), earlier.named_params()
+    for name, array in mean.named_params().items():
+        want = ((both[0][name] + both[1][name]) / 2).astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(array, want.astype(np.float32))
+    assert mean.meta.scores is None
+    assert mean.meta.best_val_loss is None
+
+
 def test_it_holds_no_path_and_others_can_read_it(trained: Workplace, released: Path) -> None:
     files = [path for path in released.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {

@@ -20,12 +20,14 @@ from gothic_jax.checkpoints.checkpoint import (
     META,
     TOKENIZER,
     Checkpoint,
+    Meta,
     iterations,
     locate,
 )
 from gothic_jax.config import get_config
 from gothic_jax.errors import UserError
 from gothic_jax.machine import manifest
+from gothic_jax.text.voices import ALL
 
 GOTHIC_DANDY = Path(__file__).parents[2] / "checkpoints" / "gothic-dandy"
 """The run of the model that comes with a clone of the repository."""
@@ -57,18 +59,35 @@ def refuse_released(run: Path) -> None:
             )
 
 
-def release(checkpoint: Checkpoint, run: Path) -> Path:
+def release(
+    checkpoint: Checkpoint,
+    run: Path,
+    earlier: Checkpoint | None = None,
+    scores: dict[str, dict[str, float]] | None = None,
+) -> Path:
     """Writes a released run from a checkpoint, and returns the folder of its one checkpoint.
 
-    Settings that name places on this machine get their default values. Raises UserError where the
-    run's folder holds checkpoints already, or cannot be written; it is then as it was.
+    With an `earlier` one, from whose weights the checkpoint's own training went on, the weights
+    are the mean of both (https://arxiv.org/abs/2203.05482), and `scores` those of the mean, as
+    meta.json has them. Settings that name places on this machine get their default values. Raises
+    UserError where the run's folder holds checkpoints already, or cannot be written, or the two
+    have no mean; it is then as it was.
     """
     if iterations(run):
         raise UserError(f"{run} holds checkpoints already; name another folder")
     folder = run / str(checkpoint.iteration)
-    arrays = {
-        name: array.astype(ml_dtypes.bfloat16) for name, array in checkpoint.named_params().items()
-    }
+    params, meta = checkpoint.named_params(), _without_places(checkpoint)
+    if earlier is not None:
+        if (earlier.meta.model_config, earlier.meta.tokenizer_sha256) != (
+            checkpoint.meta.model_config,
+            checkpoint.meta.tokenizer_sha256,
+        ):
+            raise UserError(f"{earlier} has another shape or tokenizer than {checkpoint}")
+        others = earlier.named_params()
+        params = {name: (array + others[name]) / 2 for name, array in params.items()}
+        best = scores[ALL]["loss"] if scores else None
+        meta = dataclasses.replace(meta, scores=scores, best_val_loss=best)
+    arrays = {name: array.astype(ml_dtypes.bfloat16) for name, array in params.items()}
     try:
         run.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".release-", dir=run) as place:
@@ -77,7 +96,7 @@ def release(checkpoint: Checkpoint, run: Path) -> Path:
             # Written here: the library's own writer makes a file that only its owner can read.
             (new / WEIGHTS).write_bytes(save(arrays))
             (new / TOKENIZER).write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
-            (new / META).write_text(json.dumps(_without_places(checkpoint), indent=1))
+            (new / META).write_text(json.dumps(dataclasses.asdict(meta), indent=1))
             with ThreadPoolExecutor(manifest.HASHERS) as pool:
                 manifest.write(new, {}, pool)
             new.rename(folder)
@@ -86,9 +105,9 @@ def release(checkpoint: Checkpoint, run: Path) -> Path:
     return folder
 
 
-def _without_places(checkpoint: Checkpoint) -> dict[str, object]:
+def _without_places(checkpoint: Checkpoint) -> Meta:
     defaults = get_config()
     config = checkpoint.meta.config
     places = {name: defaults[name] for name in ("data_dir", "tokenizer", "out_dir")}
     texts = {name: Path(config[name]).name for name in ("train_file", "val_file")}
-    return dataclasses.asdict(dataclasses.replace(checkpoint.meta, config=config | places | texts))
+    return dataclasses.replace(checkpoint.meta, config=config | places | texts)
